@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch from its CPU index (see README).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+DEMO_OUT ?= runs/demo
+EXTRAS ?= cpu,tensorrt-rtx
+
+.PHONY: demo test test-all check setup setup-dev clean
+
+demo: $(VENV)/.ready
+	$(BIN)/mcompress run demo --out $(DEMO_OUT)
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+setup-dev: $(VENV)/.ready-dev
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('mcompress needs Python 3.11 or newer; say which: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --quiet torch -c constraints.txt
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[$(EXTRAS),openvino]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

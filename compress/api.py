@@ -1,0 +1,87 @@
+"""``compress.run``: a recipe in, a finished run folder with artifacts and a report out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.recipe import Recipe, load_recipe
+from compress.store import Store
+
+if TYPE_CHECKING:
+    from compress.passes.base import Progress
+    from compress.report.model import Report
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: what was written: deliverables, report.json, report.md, report.html.
+        report: the record.
+        failed_gates: deliverables that a gate held back and that are not optional.
+    """
+
+    folder: Path
+    report: Report
+    failed_gates: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed_gates else 0
+
+
+def run(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    variables: Sequence[str] = (),
+    store: Store | None = None,
+    emit: Progress | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Run a recipe: apply its steps, check and measure them, write deliverables and the report.
+
+    Args:
+        recipe: a recipe, a YAML file, or the name of a built-in one.
+        out: folder of the run; the same folder again resumes it.
+        overrides: ``step.option=value`` or ``key.option=value`` each.
+        variables: ``NAME=value`` each, for ``${NAME}`` in the recipe.
+        store: where finished steps are kept; None = ``MCOMPRESS_HOME``, else ``~/.cache/mcompress``.
+        emit: progress sink, ``emit(message, done, total)``.
+        command: the command line to print in the report; None = made from the arguments.
+
+    Raises:
+        CompressError: see ``compress.errors``; a failed gate is not an error but a result.
+    """
+    from compress.pipeline.measuring import measure_run
+    from compress.pipeline.planning import make_plan
+    from compress.pipeline.running import run_steps
+    from compress.pipeline.summary import public_path, summarise, write_samples
+    from compress.report.files import write_report
+
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, variables)
+    place, kept = Path(out), store or Store.default()
+    sink = emit or _silent
+    state = run_steps(make_plan(loaded), place, kept, sink)
+    with kept.workspace() as work:
+        measured = measure_run(state, work, sink)
+    name = loaded.name if isinstance(recipe, Recipe) else public_path(str(recipe))
+    line = command or shlex.join(["mcompress", "run", name, "--out", "DIR", *_flags(overrides)])
+    summary = summarise(state, measured, line)
+    write_samples(measured, place / "measurements.json")
+    write_report(summary, place)
+    return RunResult(place, summary, tuple(state.failed_gates))
+
+
+def _flags(overrides: Sequence[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def _silent(message: str, done: int | None = None, total: int | None = None) -> None:
+    pass

@@ -1,0 +1,132 @@
+"""What a measuring child can do: open, warm up, time rounds, measure throughput and memory, predict."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.artifact import open_artifact
+from compress.bench.memory import peak_resident_bytes, resident_bytes
+from compress.data.encoded import Encoded
+from compress.runtimes.base import Session, runtimes
+from compress.runtimes.target import Target
+
+FRAMEWORKS = ("onnx", "onnxruntime", "openvino", "tensorrt", "torch", "transformers")
+WINDOW = 10
+"""Inferences per warm-up window; every window runs the same inputs, so their medians are comparable."""
+AGREEMENT = 0.05
+"""Warm-up has settled when the medians of three windows in a row lie within this share of the smallest."""
+WARMUP_CAP = 10
+"""Warm-up ends unsettled after this many times its least duration."""
+
+
+class Commands:
+    """One opened artifact and the commands on it.
+
+    Args:
+        clock: monotonic time in nanoseconds.
+    """
+
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._clock = clock
+        self._batches: dict[int, dict[str, np.ndarray]] = {}
+
+    def handle(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run ``job["op"]`` with the job's other fields as arguments."""
+        arguments = {name: value for name, value in job.items() if name != "op"}
+        command: Callable[..., dict[str, Any]] = getattr(self, f"do_{job['op']}")
+        return command(**arguments)
+
+    def attach(self, session: Session, encoded: Encoded, output: str) -> None:
+        """Use an open session; ``output`` names the array that ``predict`` writes."""
+        self._session, self._encoded, self._output = session, encoded, output
+
+    def do_open(self, artifact: str, target: dict[str, Any], encoded: str) -> dict[str, Any]:
+        """Open an artifact; the library is imported and the examples are read before memory is first taken."""
+        opened, place = open_artifact(artifact, verify=False), Target.model_validate(target)
+        examples = Encoded.load(Path(encoded))
+        runtime = runtimes.get(place.runtime)()
+        runtime.require(place)
+        runtime.preload()
+        import_rss = resident_bytes()
+        start = self._clock()
+        session = runtime.open(opened, place)
+        load_ms = (self._clock() - start) / 1e6
+        self.attach(session, examples, opened.manifest.graphs["model"].outputs[0].name)
+        version = getattr(sys.modules.get(runtime.package), "__version__", "")
+        return {"import_rss_bytes": import_rss, "load_ms": load_ms, "runtime_version": version}
+
+    def do_warmup(self, indices: Sequence[int], seconds: float) -> dict[str, Any]:
+        """Run every input once, then the first few until their window medians agree or the cap is reached.
+
+        Some runtimes prepare kernels or memory for each new length: no timed round may be the first to see one.
+        """
+        window = list(indices[:WINDOW])
+        self._prepare(indices)
+        first_ms = self._time(indices[0])
+        for index in indices:
+            self._time(index)
+        start, medians = self._clock(), list[float]()
+        while True:
+            medians.append(statistics.median(self._time(index) for index in window))
+            passed = (self._clock() - start) / 1e9
+            if passed >= seconds and _settled(medians[-3:]):
+                return {"first_ms": first_ms, "settled": True}
+            if passed >= seconds * WARMUP_CAP and len(medians) >= 3:
+                return {"first_ms": first_ms, "settled": False}
+
+    def do_round(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Time the sequence, one example at a time at its real length: host arrays in, host arrays out."""
+        self._prepare(indices)
+        return {"ms": [self._time(index) for index in indices]}
+
+    def do_throughput(self, indices: Sequence[int], batch: int, seconds: float) -> dict[str, Any]:
+        """Run whole passes over padded batches of similar lengths until ``seconds`` are used up."""
+        chosen = self._encoded.select(indices)
+        batches = [chosen.batch(rows) for rows in chosen.batches(batch, by_length=True)]
+        for feed in batches:
+            self._session.run(feed)
+        start, passes, passed = self._clock(), 0, 0.0
+        while passed < seconds:
+            for feed in batches:
+                self._session.run(feed)
+            passes += 1
+            passed = (self._clock() - start) / 1e9
+        return {"throughput_per_s": passes * len(chosen) / passed}
+
+    def do_predict(self, out: str, batch: int, indices: Sequence[int] | None = None) -> dict[str, Any]:
+        """Write the outputs of the examples, in order, as one float32 ``.npy``: (n, ...)."""
+        chosen = self._encoded if indices is None else self._encoded.select(indices)
+        rows = [self._session.run(chosen.batch(part))[self._output] for part in chosen.batches(batch)]
+        np.save(out, np.concatenate(rows).astype(np.float32, copy=False), allow_pickle=False)
+        return {"examples": len(chosen)}
+
+    def do_memory(self) -> dict[str, Any]:
+        """Return the peak so far and which frameworks this process has loaded."""
+        loaded = [name for name in FRAMEWORKS if name in sys.modules]
+        return {"peak_rss_bytes": peak_resident_bytes(), "frameworks": loaded}
+
+    def do_placement(self) -> dict[str, Any]:
+        return {"placement": self._session.placement()}
+
+    def _prepare(self, indices: Sequence[int]) -> None:
+        """Build the arrays of inputs that have none yet, so that no clock ever covers it."""
+        for index in indices:
+            if index not in self._batches:
+                self._batches[index] = self._encoded.batch([index])
+
+    def _time(self, index: int) -> float:
+        feed, run, clock = self._batches[index], self._session.run, self._clock
+        start = clock()
+        run(feed)
+        return (clock() - start) / 1e6
+
+
+def _settled(medians: Sequence[float]) -> bool:
+    return len(medians) >= 3 and max(medians) <= min(medians) * (1 + AGREEMENT)

@@ -1,0 +1,57 @@
+"""The record of one artifact on one target."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.runtimes.target import Evidence
+
+Status = Literal["ok", "skipped", "failed", "oom"]
+
+
+class Measurement(BaseModel):
+    """Raw samples and facts; statistics are computed from them elsewhere. Units stand in the names.
+
+    A row that is not ``ok`` says why in ``reason`` and keeps what was measured before that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    subject: str
+    target: str
+    status: Status
+    reason: str = ""
+    evidence: Evidence
+    digest: str = Field(description="of the artifact that ran")
+    size_bytes: int = Field(description="files of the graph and its weights, no tokenizer")
+    parameters: int | None = None
+    runtime_version: str = ""
+    threads: int
+    pinned_cores: list[int] = Field(default_factory=list, description="empty if the process was not pinned")
+    samples_ms: list[list[list[float]]] = Field(
+        default_factory=list, description="[launch][round][input], one example at a time, model only"
+    )
+    input_indices: list[int] = Field(default_factory=list, description="examples of the timed sequence")
+    input_tokens: list[int] = Field(default_factory=list, description="their lengths")
+    load_ms: float | None = Field(None, description="opening the artifact, libraries already imported")
+    first_ms: float | None = Field(None, description="the first inference")
+    import_rss_bytes: int | None = Field(None, description="resident after importing the runtime library")
+    peak_rss_bytes: int | None = Field(None, description="largest resident set up to the end of the rounds")
+    memory_limit_bytes: int | None = None
+    memory_limit_by: str | None = Field(None, description="cgroup v1 | cgroup v2 | checked afterwards")
+    throughput_per_s: float | None = Field(None, description="examples per second")
+    throughput_batch: int | None = None
+    placement: dict[str, Any] = Field(default_factory=dict, description="operators by type, as the runtime tells")
+    frameworks: list[str] = Field(default_factory=list, description="heavy packages loaded in the measuring process")
+    warnings: list[str] = Field(default_factory=list)
+    outputs: np.ndarray | None = Field(
+        None, exclude=True, repr=False, description="(n, labels) float32 of every example; not part of the JSON"
+    )
+
+    @property
+    def flat_ms(self) -> np.ndarray:
+        """Every latency sample: (launches * rounds * inputs,) float64."""
+        return np.array([ms for launch in self.samples_ms for row in launch for ms in row], dtype=np.float64)

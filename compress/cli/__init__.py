@@ -1,0 +1,10 @@
+"""The command line: one module per verb, no logic of its own."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the ``mcompress`` command."""
+    from compress.cli.app import app
+
+    app(prog_name="mcompress")

@@ -1,0 +1,33 @@
+"""``mcompress bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from compress.cli.console import JsonOption, ProgressPrinter, guarded, print_json
+
+
+@guarded
+def bench(
+    folders: list[Path] = typer.Argument(..., metavar="DIR...", help="Artifact folders; the first is the baseline."),
+    data: Path = typer.Option(..., "--data", help="A labelled file: csv, tsv, jsonl or parquet (text, label)."),
+    targets: str = typer.Option("", "--targets", help="Targets, comma-separated; each artifact's own if left out."),
+    inputs: int = typer.Option(100, "--inputs", min=1, help="Examples in the timed sequence."),
+    rounds: int = typer.Option(7, "--rounds", min=3, help="Passes over the sequence."),
+    json_: bool = JsonOption,
+) -> None:
+    """Measure artifacts side by side: accuracy, latency, throughput, memory, each in a fresh process."""
+    from compress.pipeline.benching import bench_artifacts, table
+
+    progress = ProgressPrinter()
+    try:
+        names = [name.strip() for name in targets.split(",") if name.strip()]
+        rows = bench_artifacts(folders, data, names, inputs=inputs, rounds=rounds, emit=progress)
+    finally:
+        progress.close()
+    if json_:
+        print_json([row.model_dump(mode="json") for row in rows])
+    else:
+        print(table(rows))

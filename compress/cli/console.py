@@ -1,0 +1,119 @@
+"""What every verb shares: where output goes, how progress looks, how errors end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from compress.errors import CompressError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SetOption = typer.Option([], "--set", metavar="KEY=VALUE", help="Override one value: `distill.epochs=1`. Repeatable.")
+VarOption = typer.Option([], "--var", metavar="NAME=VALUE", help="Set ${NAME} of the recipe. Repeatable.")
+JsonOption = typer.Option(False, "--json", help="Print JSON for machines.")
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """End a verb with one clear message and the right exit code instead of a traceback.
+
+    ``MCOMPRESS_DEBUG=1`` shows the traceback as well.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except CompressError as error:
+            _debug()
+            say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("interrupted: finished steps are kept; run the same command again to go on.")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader of the pipe is gone
+            raise typer.Exit(0) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            _debug()
+            say(
+                f"error: Something that mcompress did not expect.\n  value: {type(error).__name__}: {error}\n"
+                "  fix:   Run again with MCOMPRESS_DEBUG=1 and report the traceback with your recipe."
+            )
+            raise typer.Exit(4) from None
+
+    return wrapped
+
+
+def say(text: str) -> None:
+    """Print a line for people: to standard error, so that standard output stays machine-readable."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+class ProgressPrinter:
+    """A progress sink: a live line on a terminal, plain lines (at most one in ten seconds) elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._message = ""
+        self._begun = self._printed = time.monotonic()
+        self._open = False
+
+    def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None:
+        now = time.monotonic()
+        if message != self._message:
+            self._message, self._begun = message, now
+            if done is None or not self._live:
+                self._line(message if done is None else f"{message}{_share(done, total, 0.0)}")
+                self._printed = now
+                return
+        if done is None:
+            return
+        text = f"{message}{_share(done, total, now - self._begun)}"
+        finished = total is not None and done >= total
+        if self._live:
+            print(f"\r\x1b[2K{text}"[:200], end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif now - self._printed >= 10 or (finished and now - self._begun >= 10):
+            self._line(text)
+            self._printed = now
+
+    def close(self) -> None:
+        if self._open:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._open = False
+
+    def _line(self, text: str) -> None:
+        self.close()
+        say(text)
+
+
+def _share(done: int, total: int | None, seconds: float) -> str:
+    if not total:
+        return f" {done}"
+    left = f", {_duration(seconds * (total - done) / done)} left" if done and seconds >= 2 and done < total else ""
+    return f" {done}/{total}{left}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _debug() -> None:
+    if os.environ.get("MCOMPRESS_DEBUG"):
+        traceback.print_exc()

@@ -1,0 +1,50 @@
+"""``mcompress plan`` and ``mcompress validate``."""
+
+from __future__ import annotations
+
+import typer
+
+from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, say
+
+
+@guarded
+def plan(
+    recipe: str = typer.Argument(..., help="A recipe: file or built-in name."),
+    sets: list[str] = SetOption,
+    variables: list[str] = VarOption,
+    json_: bool = JsonOption,
+) -> None:
+    """Say what a recipe would do: steps, inputs, predicted sizes, what is missing here. Reads no weights."""
+    from compress.pipeline.planning import describe, make_plan
+    from compress.recipe import load_recipe
+
+    steps = describe(make_plan(load_recipe(recipe, sets, variables)))
+    if json_:
+        print_json(steps)
+        return
+    for number, step in enumerate(steps, 1):
+        inputs = ", ".join(p if role == "model" else f"{role}: {p}" for role, p in step["parents"].items())
+        mark = "deliverable" if step["deliverable"] else ""
+        print(f"{number:2}. {step['id']} ({step['pass']}){' <- ' + inputs if inputs else ''}")
+        size = f"; about {step['parameters']:,} parameters" if step["parameters"] else ""
+        print(f"      {step['does']}{size}")
+        print(f"      gives {step['gives']} {' '.join(step['traits'])} {mark}".rstrip())
+        if step["skipped"]:
+            print(f"      will be skipped: {step['skipped']}")
+
+
+@guarded
+def validate(
+    recipe: str = typer.Argument(..., help="A recipe: file or built-in name."),
+    sets: list[str] = SetOption,
+    variables: list[str] = VarOption,
+) -> None:
+    """Check a recipe: keys, types, order of steps, targets, model and data files. Changes nothing."""
+    from compress.pipeline.planning import make_plan
+    from compress.recipe import load_recipe
+
+    checked = make_plan(load_recipe(recipe, sets, variables))
+    skipped = [step for step in checked.steps if step.reason]
+    for step in skipped:
+        say(f"note: {step.id} will be skipped: {step.reason}")
+    print(f"{checked.recipe.name}: {len(checked.steps)} steps, fine.")

@@ -1,0 +1,59 @@
+"""``mcompress run``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from compress.cli.console import JsonOption, ProgressPrinter, SetOption, VarOption, guarded, print_json, say
+
+
+@guarded
+def run(
+    what: str = typer.Argument(..., metavar="RECIPE|MODEL", help="A recipe (file or built-in name), or a model."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder of the run; the same folder again resumes it."),
+    data: Path | None = typer.Option(
+        None, "--data", help="With a MODEL: a folder with train, validation and test files (csv, tsv, jsonl, parquet)."
+    ),
+    sets: list[str] = SetOption,
+    variables: list[str] = VarOption,
+    json_: bool = JsonOption,
+) -> None:
+    """Run a recipe: apply its steps, check and measure them, write deliverables and a report.
+
+    With a MODEL and --data, a built-in recipe is chosen and printed first.
+    """
+    from compress.api import run as run_recipe
+    from compress.pipeline.summary import public_path
+    from compress.recipe import load_recipe, parse_recipe
+
+    if data is None:
+        recipe = load_recipe(what, sets, variables)
+    else:
+        from compress.pipeline.picking import pick_recipe
+
+        text = pick_recipe(what, data)
+        say(text)
+        recipe = parse_recipe(text, sets, variables, origin="the chosen recipe")
+    flags = [part for value in sets for part in ("--set", value)]
+    source = [] if data is None else ["--data", public_path(str(data))]
+    command = shlex.join(["mcompress", "run", public_path(what), "--out", public_path(str(out)), *source, *flags])
+    progress = ProgressPrinter()
+    try:
+        result = run_recipe(recipe, out, emit=progress, command=command)
+    finally:
+        progress.close()
+    if json_:
+        print_json(result.report.model_dump(mode="json"))
+    else:
+        from rich.console import Console
+
+        from compress.report.terminal import render_terminal
+
+        render_terminal(result.report, Console())
+        print(f"report: {out / 'report.html'}")
+    for step in result.failed_gates:
+        say(f"gate failed: {step} was not delivered; see the report.")
+    raise typer.Exit(result.exit_code)

@@ -1,0 +1,197 @@
+"""One training run: epochs, validation after each, the best checkpoint kept, resumable after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainingArguments
+
+from compress.data.encoded import Encoded
+from compress.distillation.examples import TARGETS, Examples
+from compress.distillation.internals import predict
+from compress.distillation.trainer import SCORE, Emit, Learner, Objective, ObjectiveTrainer, Reporter
+from compress.models.loading import quiet
+from compress.tasks.base import Task
+
+_STATE = "trainer_state.json"
+"""The file that Trainer writes last into a checkpoint: where it can be read, the checkpoint is whole."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train: AdamW with linear warm-up and linear decay.
+
+    Attributes:
+        epochs: passes over the training examples.
+        learning_rate: peak.
+        batch_size: examples per step.
+        warmup: share of all steps during which the rate rises.
+        weight_decay: AdamW's.
+        patience: stop after this many epochs without a better validation score; None: never.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training run happens.
+
+    Attributes:
+        checkpoints: folder that survives a kill; a whole checkpoint in it is resumed.
+        device: cpu or cuda.
+        threads: CPU threads.
+        seed: of the order of examples and of dropout.
+        emit: progress sink, called as ``emit(message, done, total)``.
+    """
+
+    checkpoints: Path
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+    emit: Emit = lambda message, done=None, total=None: None
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened, epoch by epoch.
+
+    Attributes:
+        metric: name of the validation score.
+        start: the score before training.
+        scores: after each epoch.
+        losses: mean training loss of each epoch.
+        best: the score of the kept checkpoint.
+    """
+
+    metric: str
+    start: float
+    scores: tuple[float, ...]
+    losses: tuple[float, ...]
+    best: float
+
+    def notes(self) -> dict[str, Any]:
+        """Return the record for a manifest."""
+        return {
+            "metric": self.metric,
+            "validation_before": self.start,
+            "validation_by_epoch": list(self.scores),
+            "validation": self.best,
+            "loss_by_epoch": [round(loss, 6) for loss in self.losses],
+        }
+
+
+def train(
+    learner: Learner,
+    objective: Objective,
+    examples: Examples,
+    validation: Encoded,
+    task: Task,
+    schedule: Schedule,
+    place: Place,
+) -> History:
+    """Train in place; afterwards the learner holds the weights of the best epoch by validation score.
+
+    With equal arguments the result is the same, also when the run was killed in between and resumed from
+    the last epoch that was finished.
+
+    Args:
+        learner: the student and its maps.
+        objective: what is minimised.
+        examples: the training examples.
+        validation: labelled examples; decides which epoch is kept.
+        task: scores.
+        schedule: how long and how fast.
+        place: where.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    with _threads(place.threads), quiet():
+        learner.to(place.device)
+        start = task.score(predict(learner.student, validation), np.asarray(validation.targets))
+        by_length = validation.select(np.argsort(validation.lengths, kind="stable"))
+        trainer = ObjectiveTrainer(
+            objective,
+            task,
+            model=learner,
+            args=_arguments(schedule, place, higher=start.direction == "higher"),
+            train_dataset=examples,
+            eval_dataset=Examples(by_length),
+            data_collator=examples.collate,
+            compute_metrics=lambda seen: {SCORE: task.score(seen.predictions, seen.label_ids).value},
+            callbacks=[Reporter(place.emit, start.metric, start.direction == "higher", schedule.patience)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
+    learner.to("cpu").eval()
+    log = trainer.state.log_history
+    return History(
+        metric=start.metric,
+        start=start.value,
+        scores=tuple(entry[f"eval_{SCORE}"] for entry in log if f"eval_{SCORE}" in entry),
+        losses=tuple(entry["loss"] for entry in log if "loss" in entry),
+        best=float(trainer.state.best_metric),
+    )
+
+
+def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(place.checkpoints),
+        num_train_epochs=schedule.epochs,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=schedule.warmup,
+        weight_decay=schedule.weight_decay,
+        per_device_train_batch_size=schedule.batch_size,
+        per_device_eval_batch_size=64,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=SCORE,
+        greater_is_better=higher,
+        label_names=[TARGETS],
+        remove_unused_columns=False,
+        dataloader_pin_memory=place.device != "cpu",
+        use_cpu=place.device == "cpu",
+        seed=place.seed,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _latest_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint of an interrupted run; half-written ones are removed."""
+    whole = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            whole[int(json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"])] = path
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path, ignore_errors=True)
+    return str(whole[max(whole)]) if whole else None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

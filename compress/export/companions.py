@@ -1,0 +1,17 @@
+"""The files that travel with a model from step to step: its configuration and its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from compress.models.loading import CONFIG, TOKENIZER_FILES
+
+COMPANIONS = (CONFIG, *TOKENIZER_FILES)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy the configuration and tokenizer files that ``source`` has, byte for byte."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)

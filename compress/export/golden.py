@@ -1,0 +1,56 @@
+"""Golden inputs and outputs of an ONNX artifact: fixed sentences and the logits that it gave for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.artifact import Golden
+from compress.errors import MissingCapabilityError
+from compress.models.golden import golden_batch
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from compress.tasks.base import Task
+
+
+def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:
+    """Run the built-in sentences through ``folder/model.onnx`` on one CPU thread.
+
+    Args:
+        folder: an ONNX payload: the model and its tokenizer.
+        task: encodes the sentences.
+        file: name of the ONNX file in the folder.
+
+    Raises:
+        MissingCapabilityError: onnxruntime is not installed.
+    """
+    session = open_session(folder / file)
+    names = {value.name for value in session.get_inputs()}
+    batch = {name: rows for name, rows in golden_batch(folder, task).items() if name in names}
+    (logits,) = session.run(["logits"], batch)
+    return Golden(
+        inputs={name: rows.tolist() for name, rows in batch.items()},
+        outputs={"logits": logits.astype("float32").tolist()},
+    )
+
+
+def open_session(onnx_file: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open an ONNX file with ONNX Runtime on the CPU.
+
+    Raises:
+        MissingCapabilityError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingCapabilityError(
+            "This step runs an ONNX model, and ONNX Runtime is not installed.",
+            value="onnxruntime",
+            fix='Install it: pip install "mcompress[cpu]" (or "mcompress[gpu]", never both).',
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])

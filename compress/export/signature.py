@@ -1,0 +1,51 @@
+"""What an ONNX file takes and gives, as the artifact's manifest records it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.artifact import Graph, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def read_graph(onnx_file: Path, file: str = "model.onnx") -> Graph:
+    """Return the signature of an ONNX file.
+
+    Args:
+        onnx_file: the file to read; weights in external files are not loaded.
+        file: the file name that the manifest records (an engine has the signature of its ONNX file).
+    """
+    import onnx
+
+    graph = onnx.load(onnx_file, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return Graph(
+        file=file,
+        inputs=tuple(tensor_spec(value) for value in graph.input if value.name not in weights),
+        outputs=tuple(tensor_spec(value) for value in graph.output),
+    )
+
+
+def count_weights(onnx_file: Path) -> int:
+    """Return the elements of all float and 8-bit initializers: the stored weights of an ONNX file."""
+    import onnx
+
+    kinds = onnx.TensorProto
+    wanted = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE, kinds.INT8, kinds.UINT8}
+    graph = onnx.load(onnx_file, load_external_data=False).graph
+    return sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in wanted)
+
+
+def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Return name, numpy dtype name and shape of an ONNX value; a size that varies is its name, or ``?``."""
+    import onnx
+
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    sizes = tensor.shape.dim
+    shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in sizes)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)

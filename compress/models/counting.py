@@ -1,0 +1,95 @@
+"""Parameters and multiply-accumulates: of a model in memory, and of one that only config.json describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from compress.models.families import Dimensions, dimensions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 128
+"""Length of the input that every count of multiply-accumulates refers to, unless it says otherwise."""
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return the number of weights, each stored tensor once."""
+    return sum(int(parameter.numel()) for parameter in model.parameters())
+
+
+def count_macs(model: PreTrainedModel, tokens: int = TOKENS) -> int:
+    """Return the multiply-accumulates of one sequence: linears and attention products.
+
+    A linear of the encoder counts ``tokens * in * out``; the pooler and the head see one token. The two
+    attention products of a layer count ``2 * tokens^2 * heads * head_size``. Embedding look-ups,
+    normalisation, softmax and activations count nothing.
+
+    Args:
+        model: the model, pruned or not.
+        tokens: length of the sequence.
+    """
+    from torch.nn import Linear
+
+    from compress.models.families import encoder_layers
+
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            per_token = name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")
+            total += (tokens if per_token else 1) * module.in_features * module.out_features
+    return total + sum(2 * tokens**2 * layer.heads * layer.head_size for layer in encoder_layers(model))
+
+
+def head_macs(size: Dimensions, tokens: int = TOKENS) -> int:
+    """Return what one attention head costs: its share of four projections and of two products."""
+    return tokens * 4 * size.hidden * size.head_size + 2 * tokens**2 * size.head_size
+
+
+def neuron_macs(size: Dimensions, tokens: int = TOKENS) -> int:
+    """Return what one feed-forward neuron costs: a row of ffn_in and a column of ffn_out."""
+    return tokens * 2 * size.hidden
+
+
+def head_parameters(size: Dimensions) -> int:
+    return 4 * size.hidden * size.head_size + 3 * size.head_size
+
+
+def neuron_parameters(size: Dimensions) -> int:
+    return 2 * size.hidden + 1
+
+
+def encoder_macs(size: Dimensions, tokens: int = TOKENS) -> int:
+    """Return the multiply-accumulates of a dense encoder's layers, without pooler and head."""
+    return size.layers * (size.heads * head_macs(size, tokens) + size.neurons * neuron_macs(size, tokens))
+
+
+def layer_parameters(size: Dimensions) -> int:
+    """Return the weights of one dense encoder layer: projections, biases, two layer norms."""
+    units = size.heads * head_parameters(size) + size.neurons * neuron_parameters(size)
+    return units + 2 * size.hidden + 4 * size.hidden
+
+
+def planned_counts(config: Mapping[str, Any], labels: int | None = None) -> tuple[int, int]:
+    """Return (parameters, multiply-accumulates) of the dense classifier that a config.json describes.
+
+    Args:
+        config: config.json as a dict.
+        labels: width of the head; default: what the config says.
+    """
+    size = dimensions(config)
+    hidden, labels = size.hidden, labels or len(config.get("id2label") or (0, 1))
+    width = int(config.get("embedding_size") or hidden)
+    projection = 0 if width == hidden else width * hidden
+    rows = int(config["vocab_size"]) + int(config["max_position_embeddings"]) + _token_types(config)
+    parameters = rows * width + 2 * width + (projection and projection + hidden)
+    parameters += size.layers * layer_parameters(size)
+    parameters += hidden * hidden + hidden + labels * hidden + labels
+    macs = encoder_macs(size) + TOKENS * projection + hidden * hidden + labels * hidden
+    return parameters, macs
+
+
+def _token_types(config: Mapping[str, Any]) -> int:
+    return 0 if config["model_type"] == "distilbert" else int(config.get("type_vocab_size") or 0)

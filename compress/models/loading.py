@@ -1,0 +1,170 @@
+"""Load and save torch models: float32, strict, local, never pickle, with or without ``structure.json``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from compress.errors import ModelError
+from compress.models.structure import STRUCTURE, Structure, apply_structure, is_dense, structure_of
+from compress.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def load_torch(folder: Path, task: Task) -> PreTrainedModel:
+    """Load a model that ``save_torch`` or ``take_in`` wrote.
+
+    Args:
+        folder: config.json, model.safetensors and, for a width-pruned model, structure.json.
+        task: gives the auto class.
+
+    Returns:
+        The model on the CPU, float32, in evaluation mode.
+
+    Raises:
+        ModelError: a weight is missing, is left over or has another shape.
+    """
+    structure = Structure.read(folder)
+    with quiet():
+        model = _load_dense(folder, task) if structure is None else _load_resized(folder, structure)
+    return model.eval()
+
+
+def save_torch(model: PreTrainedModel, out: Path, tokenizer_from: Path) -> None:
+    """Write a model in the Hugging Face layout: float32 safetensors, config.json, tokenizer files.
+
+    A model whose widths config.json cannot express gets ``structure.json`` beside it.
+
+    Args:
+        model: any float model; it is not changed, its weights are written as float32.
+        out: an existing folder.
+        tokenizer_from: folder whose tokenizer files are copied.
+    """
+    import torch
+
+    weights = {name: _as_float32(tensor) for name, tensor in model.state_dict().items()}
+    with quiet():
+        model.save_pretrained(out, state_dict=weights)
+    config = read_config(out) | {"dtype": str(torch.float32).removeprefix("torch.")}
+    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if not is_dense(model):
+        structure_of(model).write(out)
+    copy_tokenizer(tokenizer_from, out)
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy the tokenizer files of one model folder into another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and source != out:
+            shutil.copyfile(source / name, out / name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a model folder.
+
+    Raises:
+        ModelError: it is missing or is not a JSON object.
+    """
+    source = folder / CONFIG
+    try:
+        config = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            "The model folder has no config.json.",
+            value=folder.name,
+            fix="Give a folder that `save_pretrained` wrote.",
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            "config.json cannot be read.", value=f"{folder.name}: {error}", fix="Save the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError("config.json is not a JSON object.", value=folder.name, fix="Save the model again.")
+    return config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and load reports of Transformers: what matters is raised."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
+    try:
+        loaded: Any = task.load_model(folder, output_loading_info=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(
+            "The weights do not fit config.json.",
+            value=f"{folder.name}: {_first_line(error)}",
+            fix="Save the model again with `save_pretrained`; do not mix files of two models.",
+        ) from error
+    model, info = loaded
+    _check_keys(folder, info["missing_keys"], info["unexpected_keys"])
+    return cast("PreTrainedModel", model)
+
+
+def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
+    import transformers
+    from safetensors.torch import load_file
+    from transformers.initialization import no_init_weights
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    class_ = getattr(transformers, str((config.architectures or [""])[0]), None)
+    if not (isinstance(class_, type) and issubclass(class_, transformers.PreTrainedModel)):
+        raise ModelError(
+            "config.json names a model class that Transformers does not have.",
+            value=config.architectures,
+            fix="Produce the model again with this version.",
+        )
+    with no_init_weights():
+        model = class_(config)
+    apply_structure(model, structure)
+    weights = {name: _as_float32(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            "The weights do not fit structure.json.",
+            value=f"{folder.name}: {_first_line(error)}",
+            fix=f"Produce the model again; {STRUCTURE} and {WEIGHTS} belong together.",
+        ) from error
+    return model
+
+
+def _check_keys(folder: Path, missing: set[str], unexpected: set[str]) -> None:
+    if missing or unexpected:
+        raise ModelError(
+            "The weights do not fit config.json.",
+            value=f"{folder.name}: missing {sorted(missing)[:3]}, left over {sorted(unexpected)[:3]}",
+            fix="Save the model again with `save_pretrained`; do not mix files of two models.",
+        )
+
+
+def _as_float32(tensor: Any) -> Any:
+    tensor = tensor.detach().to("cpu")
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)] if lines else type(error).__name__

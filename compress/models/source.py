@@ -1,0 +1,283 @@
+"""Take a user's model in: a folder or a hub id becomes a normalised torch payload, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from compress.errors import ModelError, did_you_mean
+from compress.models.families import dimensions
+from compress.models.loading import (
+    CONFIG,
+    TOKENIZER_FILES,
+    load_torch,
+    quiet,
+    read_config,
+    save_torch,
+)
+from compress.models.structure import STRUCTURE
+from compress.tasks.base import Task, tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MAX_LENGTH = 128
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_HF_PROBLEMS = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+_LOCAL_KEYS = {"is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file"}
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "vocab_file",
+}
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_IGNORABLE = re.compile(r"(^|\.)(position_ids|token_type_ids|pooler\.dense\.(weight|bias))$")
+"""Left-over keys without effect: buffers of older releases, and a pooler that the model class does not use."""
+
+
+def take_in(
+    source: str,
+    out: Path,
+    task_name: str,
+    labels: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    problem: str | None = None,
+) -> dict[str, Any]:
+    """Write a user's model into ``out`` as float32 safetensors, config.json and a fast tokenizer.
+
+    A pretrained encoder without a head for the task gets an untrained one, and its task has no labels, so
+    that only ``finetune``, which makes a head for the data's labels, can take it further.
+
+    Args:
+        source: folder, or hub id.
+        out: an empty folder.
+        task_name: registered task.
+        labels: the model's label names -> the names to use; needed when the model only says LABEL_0.
+        max_length: longest input in tokens; at most what the tokenizer and the position table allow.
+        problem: single_label, multi_label or regression; default: what the config says.
+
+    Returns:
+        The task's options, as ``Task.dump()`` gives them.
+
+    Raises:
+        ModelError: the model cannot be taken in; the message says why and what to do.
+    """
+    folder = Path(source).expanduser()
+    folder = folder if folder.is_dir() else fetch(source)
+    config = read_config(folder)
+    _refuse(folder, config)
+    problem = problem or problem_of(config)
+    tokenizer = _open_tokenizer(folder)
+    length = min(int(tokenizer.model_max_length), dimensions(config).positions, max_length or DEFAULT_MAX_LENGTH)
+    names = [] if problem == "regression" else label_names(config, labels)
+    options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
+    model, trained = _load(folder, tasks.get(task_name).parse(options))
+    _refuse_broken_weights(folder, model)
+    _write_tokenizer(tokenizer, out, model)
+    model.config.problem_type = _HF_PROBLEMS[problem]
+    if names and trained:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: i for i, name in enumerate(names)}
+    save_torch(model, out, tokenizer_from=out)
+    return options if trained else options | {"labels": []}
+
+
+def fetch(source: str) -> Path:
+    """Download a model from the Hugging Face hub, without any pickle file, and return its folder.
+
+    Raises:
+        ModelError: ``source`` looks like a local path that does not exist, or the hub does not give it.
+    """
+    if Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ModelError(
+            "There is no model folder here.",
+            value=source,
+            fix="Give a folder that `save_pretrained` wrote, or a hub id.",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+    except Exception as error:  # offline, unknown, gated, rate limit: the hub has a type for each
+        raise ModelError(
+            "The model is neither a folder here nor a hub id that can be downloaded.",
+            value=f"{source}: {type(error).__name__}",
+            fix="Check the spelling and the network, or give a local folder.",
+        ) from error
+
+
+def problem_of(config: Mapping[str, Any]) -> str:
+    """Return single_label, multi_label or regression, from ``problem_type`` or the width of the head."""
+    named = {name: problem for problem, name in _HF_PROBLEMS.items()}.get(str(config.get("problem_type")))
+    return named or ("regression" if len(config.get("id2label") or (0, 1)) == 1 else "single_label")
+
+
+def label_names(config: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> list[str]:
+    """Return the label names of a model in id order, renamed by ``mapping``.
+
+    Raises:
+        ModelError: the mapping names a label that the model does not have, or gives two labels one name.
+    """
+    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    names = [str(id2label[key]) for key in sorted(id2label, key=int)]
+    unknown = sorted(set(mapping or ()) - set(names))
+    if unknown:
+        raise ModelError(
+            "`labels` renames a label that the model does not have.",
+            value=", ".join(unknown),
+            fix=did_you_mean(unknown[0], names),
+        )
+    renamed = [str((mapping or {}).get(name, name)) for name in names]
+    if len(set(renamed)) < len(renamed):
+        raise ModelError(
+            "Two labels of the model would have the same name.",
+            value=", ".join(sorted({name for name in renamed if renamed.count(name) > 1})),
+            fix="Give each label a name of its own in `labels: {LABEL_0: ..., LABEL_1: ...}`.",
+        )
+    return renamed
+
+
+def has_placeholder_labels(names: Sequence[str]) -> bool:
+    """Say whether label names are only LABEL_0, LABEL_1, ..., so that they cannot be matched by name."""
+    return bool(names) and all(_PLACEHOLDER.fullmatch(name) for name in names)
+
+
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    if "auto_map" in config:
+        raise ModelError(
+            "The model needs remote code, which mcompress never runs.",
+            value=f"auto_map in {folder.name}/{CONFIG}",
+            fix="Use a model whose class ships with Transformers.",
+        )
+    dimensions(config)
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                "This is a pickle checkpoint: opening it can run any code, so mcompress never does.",
+                value=f"{folder.name}/{pickles[0]}",
+                fix="Convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(folder)"
+                ".save_pretrained(new_folder) writes the same weights, exactly, as safetensors.",
+            )
+        raise ModelError(
+            "The model folder has no weights.", value=folder.name, fix="It needs model.safetensors beside config.json."
+        )
+    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise ModelError(
+            "The model folder has no tokenizer.",
+            value=folder.name,
+            fix="Save it beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+        )
+
+
+def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, bool]:
+    """Return the model, and whether its head was trained."""
+    if (folder / STRUCTURE).is_file():
+        return load_torch(folder, task), True
+    model, missing, unexpected = _load_leniently(folder, task)
+    encoder = f"{model.base_model_prefix}."
+    if missing and not any(key.startswith(encoder) and ".pooler." not in key for key in missing):
+        return model.eval(), False
+    if missing or unexpected:
+        raise ModelError(
+            "The weights do not fit config.json.",
+            value=f"{folder.name}: missing {sorted(missing)[:3]}, left over {sorted(unexpected)[:3]}",
+            fix="Save the model again with `save_pretrained`; do not mix files of two models.",
+        )
+    return model.eval(), True
+
+
+def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """Load a model and return the keys that are missing and left over; new weights come from seed 0."""
+    import torch
+
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loaded: Any = task.load_model(folder, output_loading_info=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(
+            "The weights do not fit config.json, or the file is damaged.",
+            value=f"{folder.name}: {lines[min(1, len(lines) - 1)]}",
+            fix="Save the model again with `save_pretrained`; do not mix files of two models.",
+        ) from error
+    model, info = loaded
+    unexpected = {key for key in info["unexpected_keys"] if not _IGNORABLE.search(key)}
+    return model, set(info["missing_keys"]), unexpected
+
+
+def _refuse_broken_weights(folder: Path, model: PreTrainedModel) -> None:
+    import torch
+
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelError(
+            "The model has weights that are not finite (NaN or infinity).",
+            value=f"{folder.name}: {broken[0]} and {len(broken) - 1} more"
+            if broken[1:]
+            else f"{folder.name}: {broken[0]}",
+            fix="Take an earlier checkpoint; training diverged, or a cast to float16 overflowed.",
+        )
+
+
+def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the loaders behind it raise whatever their parsers raise
+        raise ModelError(
+            "The tokenizer cannot be opened.",
+            value=f"{folder.name}: {type(error).__name__}",
+            fix="Save it again: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "The model has only a slow tokenizer.",
+            value=type(tokenizer).__name__,
+            fix="Convert it to a fast one (tokenizer.json) with Transformers, then save it beside the model.",
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, model: PreTrainedModel) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if len(tokenizer) > rows:
+        raise ModelError(
+            "The tokenizer has more tokens than the model has embeddings.",
+            value=f"{len(tokenizer)} tokens, {rows} embeddings",
+            fix="Put the model's own tokenizer beside it.",
+        )
+    tokenizer.save_pretrained(out)
+    for path in out.iterdir():
+        if path.name not in TOKENIZER_FILES:
+            path.unlink()
+    _drop_local_traces(out / "tokenizer_config.json")
+
+
+def _drop_local_traces(path: Path) -> None:
+    """Remove what depends on where the tokenizer was read from, so that equal inputs give equal bytes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in (
+        "is_local",
+        "local_files_only",
+        "name_or_path",
+        "tokenizer_file",
+        "vocab_file",
+        "special_tokens_map_file",
+    ):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

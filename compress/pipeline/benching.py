@@ -1,0 +1,153 @@
+"""Measure artifact folders side by side, outside of any run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.artifact import Artifact, open_artifact
+from compress.bench.protocol import Measurement, Subject, fits, measure
+from compress.bench.settings import MeasureSettings
+from compress.bench.statistics import paired_difference, ratio_of_totals
+from compress.data.sources import read_rows
+from compress.errors import UsageError
+from compress.passes.base import Progress
+from compress.runtimes.target import Target, find_target
+from compress.store import Store
+from compress.tasks.base import Score, Task, task_from
+
+_OWN_TARGET = {"torch": "torch-cpu-1t", "onnx": "ort-cpu-1t", "openvino": "openvino-cpu-1t", "tensorrt": "tensorrt"}
+
+
+class BenchRow(BaseModel):
+    """One artifact on one target; differences and speed-ups are against the first artifact's first row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: str
+    target: str
+    status: str
+    reason: str = ""
+    size_mb: float
+    metric: str | None = None
+    value: float | None = None
+    n: int = 0
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p50_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    throughput_per_s: float | None = None
+    peak_rss_bytes: int | None = None
+    warnings: list[str] = []
+
+
+def bench_artifacts(
+    folders: Sequence[Path], data: Path, targets: Sequence[str], *, inputs: int, rounds: int, emit: Progress
+) -> list[BenchRow]:
+    """Measure artifacts on the same examples, interleaved in one run.
+
+    Args:
+        folders: artifact folders, all of the same task; the first is the baseline.
+        data: one labelled file with the task's columns.
+        targets: names or YAML paths; empty = each artifact's usual CPU target.
+        inputs, rounds: size of the timed sequence and passes over it.
+
+    Raises:
+        UsageError: tasks differ, or nothing fits the targets.
+    """
+    artifacts = [(_name(folder, folders), open_artifact(folder)) for folder in folders]
+    task = task_from(artifacts[0][1].manifest.task)
+    for name, artifact in artifacts[1:]:
+        other = task_from(artifact.manifest.task)
+        if (other.name, other.labels) != (task.name, task.labels):
+            raise UsageError(
+                "The artifacts do not answer the same question.",
+                value=f"{name}: {other.name}, labels {', '.join(other.labels[:5])}",
+                fix="Compare artifacts of one task with the same labels.",
+            )
+    rows = read_rows(data, problem=str(task.dump().get("problem", "single_label")))
+    wanted = [find_target(name) for name in targets]
+    subjects = [
+        Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target)
+        for name, artifact in artifacts
+        for target in (wanted or [_own_target(artifact)])
+        if fits(artifact.kind, target)
+    ]
+    if not subjects:
+        raise UsageError(
+            "No artifact fits any of the targets.", value=", ".join(targets), fix="See `mcompress ls targets`."
+        )
+    settings = MeasureSettings(inputs=inputs, rounds=rounds)
+    with Store.default().workspace() as work:
+        measured = measure(subjects, settings=settings, work=work, emit=emit)
+    answers = subjects[0].encoded.targets
+    return [_row(m, measured[0], task, answers) for m in measured]
+
+
+def table(rows: Sequence[BenchRow]) -> str:
+    """Return the rows as plain text, at most 80 columns for ordinary names."""
+    lines = [f"{'artifact':16} {'target':14} {'MB':>6} {'metric':>8} {'diff':>6} {'p50 ms':>7} {'speed-up':>17}"]
+    for row in rows:
+        if row.status != "ok":
+            lines.append(f"{row.artifact[:16]:16} {row.target[:14]:14} {row.status}: {row.reason}")
+            continue
+        percent = row.metric != "mae"
+        scale, form = (100.0, ".2f") if percent else (1.0, ".3f")
+        value = "-" if row.value is None else f"{scale * row.value:{form}}"
+        change = "-" if row.difference is None else f"{scale * row.difference:+{form}}"
+        speed = "-" if row.speedup is None else f"{row.speedup:.2f}"
+        if row.speedup_low is not None:
+            speed += f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+        lines.append(
+            f"{row.artifact[:16]:16} {row.target[:14]:14} {row.size_mb:6.1f} {value:>8} {change:>6} "
+            f"{row.p50_ms or 0:7.2f} {speed:>17}"
+        )
+    lines.append(f"{rows[0].metric or 'no labels'}, N = {rows[0].n}; differences and speed-ups against the first row.")
+    return "\n".join(lines)
+
+
+def _row(m: Measurement, base: Measurement, task: Task, answers: Any) -> BenchRow:
+    score, first = _score(m, task, answers), _score(base, task, answers)
+    fields: dict[str, Any] = {}
+    if score is not None:
+        fields |= {"metric": score.metric, "value": score.value, "n": len(score.outcomes)}
+    if score is not None and first is not None and m is not base:
+        paired = paired_difference(first.outcomes, score.outcomes)
+        fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
+    if m.status == "ok" and base.status == "ok" and m is not base:
+        ratio = ratio_of_totals(base.samples_ms, m.samples_ms)
+        fields |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
+    if m.status == "ok":
+        fields["p50_ms"] = float(sorted(m.flat_ms)[len(m.flat_ms) // 2])
+    return BenchRow(
+        artifact=m.subject,
+        target=m.target,
+        status=m.status,
+        reason=m.reason,
+        size_mb=m.size_bytes / 1e6,
+        throughput_per_s=m.throughput_per_s,
+        peak_rss_bytes=m.peak_rss_bytes,
+        warnings=m.warnings,
+        **fields,
+    )
+
+
+def _score(m: Measurement, task: Task, answers: Any) -> Score | None:
+    return None if m.outputs is None or answers is None else task.score(m.outputs, answers)
+
+
+def _own_target(artifact: Artifact) -> Target:
+    return find_target(_OWN_TARGET[artifact.kind])
+
+
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    """The folder's own name, with its parent's where two folders share it."""
+    name = folder.resolve().name
+    twins = sum(other.resolve().name == name for other in folders)
+    return name if twins == 1 else f"{folder.resolve().parent.name}/{name}"

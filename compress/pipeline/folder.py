@@ -1,0 +1,144 @@
+"""The folder of a run: what ``mcompress run --out DIR`` leaves behind.
+
+::
+
+    run.json               steps with their store keys and digests, written after each step
+    recipe.resolved.yaml   every default spelled out, variables unexpanded
+    deliverables/<step>/   the artifacts to ship
+    measurements.json      raw samples
+    report.json|md|html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.artifact import Artifact, open_artifact
+from compress.errors import ModelError, UsageError, did_you_mean
+from compress.store import Store
+
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.resolved.yaml"
+DELIVERABLES = "deliverables"
+
+
+class StepRecord(BaseModel):
+    """What ``run.json`` remembers of a step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: str
+    key: str | None = None
+    digest: str | None = None
+    cached: bool = False
+    seconds: float = 0.0
+    delivered: bool = False
+    reason: str = ""
+
+
+class RunRecord(BaseModel):
+    """``run.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 1
+    name: str
+    recipe_digest: str
+    finished: bool = False
+    steps: dict[str, StepRecord] = {}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
+    """Make the folder, or take up one in which the same recipe ran before.
+
+    Raises:
+        UsageError: the folder holds another run, or things that are not a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError("--out names a file.", value=out, fix="Name a folder.")
+    previous = out / RUN_FILE
+    if previous.is_file():
+        old = read_run(out)
+        if old.name != name:
+            raise UsageError(
+                f"The folder already holds a run of {old.name!r}.", value=out, fix="Choose another --out for this one."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise UsageError("--out is not empty and holds no run.", value=out, fix="Choose another folder.")
+    record = RunRecord(name=name, recipe_digest=recipe_digest)
+    write_atomically(out / RECIPE_FILE, recipe_text)
+    save(out, record)
+    return record
+
+
+def save(out: Path, record: RunRecord) -> None:
+    write_atomically(out / RUN_FILE, record.model_dump_json(indent=1) + "\n")
+
+
+def read_run(out: Path) -> RunRecord:
+    """Read ``run.json``.
+
+    Raises:
+        ModelError: the folder is not a run.
+    """
+    path = out / RUN_FILE
+    if not path.is_file():
+        raise ModelError("This folder is not a run: it has no run.json.", value=out, fix="Give a `run --out` folder.")
+    try:
+        return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ModelError("run.json cannot be read.", value=path, fix="Run the recipe again.") from error
+
+
+def deliver(artifact: Artifact, out: Path) -> None:
+    """Copy an artifact into place with one rename."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(artifact.path, partial)
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+
+
+def find_artifact(run: Path, step: str, store: Store) -> Artifact:
+    """Return the artifact of a step of a run: from its deliverables, else from the store.
+
+    Raises:
+        UsageError: the run has no such step, or the step made nothing.
+    """
+    record = read_run(run)
+    if step not in record.steps:
+        raise UsageError(f"The run has no step {step!r}.", value=run, fix=did_you_mean(step, record.steps))
+    folder = run / DELIVERABLES / step
+    if folder.is_dir():
+        return open_artifact(folder)
+    key = record.steps[step].key
+    found = store.find(key) if key else None
+    if found is None:
+        raise UsageError(
+            f"The artifact of step {step!r} is not there: {record.steps[step].reason or record.steps[step].status}.",
+            value=run,
+            fix="Run the recipe again; finished steps are taken from the store.",
+        )
+    return open_artifact(found)
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,88 @@
+"""Choose what is measured where: every stage on every target that fits, beside both baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.artifact import Artifact
+from compress.bench.protocol import Measurement, Subject, fits, measure
+from compress.passes.base import Progress
+from compress.pipeline.planning import onnx_baseline
+from compress.pipeline.running import RunState
+from compress.runtimes.target import Target, find_target
+
+TORCH, ONNX = "torch FP32", "ONNX Runtime FP32"
+"""The two baselines, as reports name them."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An uncompressed model on a target, which the rows of one group are divided by."""
+
+    name: str
+    step: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All measurements of a run.
+
+    Attributes:
+        targets: those of the recipe, then those added for a baseline.
+        measurements: in the order of the cells.
+        baselines: (device, threads) -> the baselines of that group.
+        split: the split whose examples were run.
+        answers: its labels as the task's metrics want them; None if it has none.
+    """
+
+    targets: tuple[Target, ...]
+    measurements: tuple[Measurement, ...]
+    baselines: Mapping[tuple[str, int | None], tuple[Baseline, ...]]
+    split: str
+    answers: np.ndarray | None
+
+
+def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
+    """Measure the stages of a run, baselines included, interleaved within each (device, threads) group."""
+    settings = state.recipe.measure
+    wanted = [find_target(name) for name in settings.targets]
+    split = "test" if "test" in state.data else "validation"
+    stages = {id_: o.artifact for id_, o in state.outcomes.items() if o.status == "done" and o.artifact is not None}
+    encoded = {id_: state.task.encode(artifact.path, state.data[split].rows) for id_, artifact in stages.items()}
+    pairs = [(id_, target) for target in wanted for id_, artifact in stages.items() if fits(artifact.kind, target)]
+    baselines: dict[tuple[str, int | None], tuple[Baseline, ...]] = {}
+    for group in dict.fromkeys((target.device, target.threads) for target in wanted):
+        baselines[group] = _baselines(state, stages, wanted, group)
+        pairs += [(b.step, b.target) for b in baselines[group] if (b.step, b.target) not in pairs]
+    cells = [Subject(id_, stages[id_], encoded[id_], target) for id_, target in pairs]
+    measurements = measure(cells, settings=settings, work=work, seed=state.recipe.run.seed, emit=emit)
+    added = [b.target for group in baselines.values() for b in group if b.target not in wanted]
+    return Measured(tuple(dict.fromkeys([*wanted, *added])), tuple(measurements), baselines, split, next(iter(encoded.values())).targets)
+
+
+def _baselines(
+    state: RunState, stages: Mapping[str, Artifact], wanted: Sequence[Target], group: tuple[str, int | None]
+) -> tuple[Baseline, ...]:
+    device, threads = group
+    if device != "cpu":
+        return ()
+    found = []
+    reference, exported = state.plan.reference, onnx_baseline(state.plan)
+    if "torch" in state.recipe.measure.baselines and reference in stages and stages[reference].kind == "torch":
+        found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads)))
+    if "onnx" in state.recipe.measure.baselines and exported in stages:
+        found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads)))
+    return tuple(found)
+
+
+def _baseline_target(runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None) -> Target:
+    for target in wanted:
+        if (target.runtime, target.device, target.threads, target.memory_bytes) == (runtime, "cpu", threads, None):
+            return target
+    name = f"{prefix}-{threads}t" if threads else prefix
+    return Target(name=name, description="added for the baseline", runtime=runtime, threads=threads)

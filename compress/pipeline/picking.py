@@ -1,0 +1,52 @@
+"""Choose a built-in recipe for a model and a folder of data, so that one command is enough to begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from compress.errors import DataError, ModelError
+from compress.recipe import read_recipe
+
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
+
+
+def pick_recipe(model: str, data: Path) -> str:
+    """Return the text of a recipe: the built-in one that fits the model, with its paths filled in.
+
+    An ``.onnx`` file can only be quantized, cast and built; a torch model is also pruned and distilled.
+
+    Raises:
+        ModelError: the model is a folder or file that does not exist.
+        DataError: the folder lacks a train or a validation file.
+    """
+    place = Path(model).expanduser()
+    looks_local = model.startswith((".", "/", "~")) or place.suffix == ".onnx"
+    if looks_local and not place.exists():
+        raise ModelError("The model does not exist.", value=model, fix="Give a folder, an .onnx file or a hub id.")
+    text = read_recipe("onnx-int8" if place.suffix == ".onnx" else "classifier-cpu")
+    recipe = yaml.safe_load(text)
+    recipe["model"] = str(place) if place.exists() else model
+    recipe["data"] = {**recipe["data"], **_find_splits(data)}
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    return "\n".join([*head, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)])
+
+
+def _find_splits(folder: Path) -> dict[str, dict[str, str]]:
+    if not folder.is_dir():
+        raise DataError("--data is not a folder.", value=folder, fix="Give a folder with train.csv, validation.csv, test.csv.")
+    found = {}
+    for split, names in _SPLITS.items():
+        paths = [folder / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]
+        if existing := [path for path in paths if path.is_file()]:
+            found[split] = {"path": str(existing[0])}
+    for split in ("train", "validation"):
+        if split not in found:
+            raise DataError(
+                f"The data folder has no {split} file.",
+                value=folder,
+                fix=f"Name it {_SPLITS[split][0]}.csv (or .tsv, .jsonl, .parquet), or write a recipe.",
+            )
+    return found

@@ -1,0 +1,262 @@
+"""Run a plan: take the model in, apply each step through the store, check it, and hand out what passes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress import __version__
+from compress.artifact import Artifact, hash_json, open_artifact
+from compress.data.sources import load_data
+from compress.data.splits import TaskData
+from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError
+from compress.passes.base import Context, Progress, library_versions
+from compress.pipeline import folder
+from compress.pipeline.checking import GateResult, Parity, check_gates, check_parity
+from compress.pipeline.planning import SOURCE, PlannedStep, RunPlan
+from compress.pipeline.predictions import Predictions
+from compress.pipeline.source import Source, resolve_source
+from compress.recipe import Recipe
+from compress.store import Store
+from compress.tasks.base import Score, Task, tasks
+
+
+@dataclass
+class StepOutcome:
+    """What became of a step."""
+
+    status: str
+    artifact: Artifact | None = None
+    cached: bool = False
+    seconds: float = 0.0
+    reason: str = ""
+    parity: Parity | None = None
+    parity_reason: str = ""
+    score: Score | None = None
+    gates: list[GateResult] = field(default_factory=list)
+
+    @property
+    def delivered(self) -> bool:
+        return self.status == "done" and all(gate.delivered for gate in self.gates)
+
+
+@dataclass
+class RunState:
+    """Everything a finished run knows; the report is built from it."""
+
+    plan: RunPlan
+    data: TaskData
+    task: Task
+    outcomes: dict[str, StepOutcome]
+    source: Source | None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    def artifact(self, step: str) -> Artifact | None:
+        outcome = self.outcomes.get(step)
+        return outcome.artifact if outcome else None
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Deliverables that a gate holds back and that are not optional."""
+        return [
+            id_
+            for id_ in self.plan.leaves
+            if self.outcomes[id_].status == "done"
+            and not self.outcomes[id_].delivered
+            and not self.plan.by_id[id_].optional
+        ]
+
+
+def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunState:
+    """Apply every step of a plan and write the deliverables that pass into ``out``.
+
+    Finished steps are taken from the store, so running again is resuming.
+
+    Raises:
+        CompressError: a step that is not optional failed; what was finished stays in the store.
+    """
+    recipe = plan.recipe
+    text = recipe.to_yaml()
+    record = folder.prepare(out, recipe.name, text, hash_json(text))
+    source = resolve_source(recipe, store, emit)
+    data = load_data(recipe.data, problem=_problem(recipe, source), expand=recipe.expand, seed=recipe.run.seed)
+    state = RunState(plan, data, _choose_task(plan, source, data), {}, source)
+    if source is not None:
+        state.outcomes[SOURCE] = StepOutcome("done", open_artifact(source.path), cached=source.cached)
+    predictions = Predictions(store, recipe.run, emit)
+    for number, step in enumerate(plan.steps, 1):
+        emit(f"[{number}/{len(plan.steps)}] {step.id}: {step.plan.summary}")
+        outcome, key = _run_step(step, state, store, emit)
+        state.outcomes[step.id] = outcome
+        if outcome.status == "done":
+            _check(step, state, predictions)
+        entry = folder.StepRecord(
+            status=outcome.status,
+            key=key,
+            digest=outcome.artifact.digest if outcome.artifact else None,
+            cached=outcome.cached,
+            seconds=outcome.seconds,
+            delivered=step.id in plan.leaves and outcome.delivered,
+            reason=outcome.reason,
+        )
+        if entry.delivered and outcome.artifact is not None:
+            folder.deliver(outcome.artifact, out / folder.DELIVERABLES / step.id)
+        record.steps[step.id] = entry
+        folder.save(out, record)
+        emit(_one_line(step, outcome, plan))
+    record.finished = True
+    folder.save(out, record)
+    return state
+
+
+def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) -> tuple[StepOutcome, str | None]:
+    if step.reason:
+        return StepOutcome("skipped", reason=step.reason), None
+    inputs: dict[str, Artifact] = {}
+    for role, parent in step.parents.items():
+        artifact = state.artifact(parent)
+        if artifact is None:
+            return StepOutcome("skipped", reason=f"{parent!r} made nothing"), None
+        inputs[role] = artifact
+    run = state.recipe.run
+    key = step_key(step, inputs, state)
+    begun = time.monotonic()
+
+    def build(payload: Path) -> None:
+        with store.workspace() as scratch:
+            context = Context(
+                out=payload,
+                scratch=scratch,
+                checkpoint=store.partial(key),
+                task=state.task,
+                data=state.data,
+                store=store,
+                seed=run.seed,
+                device=run.device,
+                threads=_threads(run.threads),
+                emit=emit,
+            )
+            step.pass_.apply(inputs, step.config, context)
+
+    try:
+        path, cached = store.get_or_build(key, f"{state.recipe.name}:{step.id}", build)
+    except MissingCapabilityError as error:
+        if not step.optional:
+            raise
+        return StepOutcome("skipped", reason=error.what), None
+    except CompressError as error:
+        if not step.optional:
+            raise
+        return StepOutcome("failed", reason=str(error)), None
+    return StepOutcome("done", open_artifact(path), cached, time.monotonic() - begun), key
+
+
+def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState) -> str:
+    """Return the store key of a step: everything that its bytes depend on."""
+    run = state.recipe.run
+    splits = {name: state.data[name].digest for name in step.pass_.uses if name in state.data}
+    return hash_json(
+        {
+            "mcompress": __version__,
+            "pass": [step.pass_.name, step.pass_.version],
+            "config": step.config.model_dump(mode="json", exclude=set(step.pass_.roles)),
+            "inputs": {role: artifact.digest for role, artifact in inputs.items()},
+            "task": state.task.dump(),
+            "data": splits,
+            "seed": run.seed,
+            "where": [run.device, _threads(run.threads)] if step.pass_.trains else [],
+            "versions": library_versions(step.pass_.libraries),
+        }
+    )
+
+
+def _check(step: PlannedStep, state: RunState, predictions: Predictions) -> None:
+    """Measure the step on validation; compare with its parent and with the reference."""
+    outcome = state.outcomes[step.id]
+    outputs, encoded, reason = predictions.of(outcome.artifact, state.task, state.data)
+    if outputs is None or encoded is None or encoded.targets is None:
+        outcome.parity_reason = f"not checked: {reason}"
+        return
+    outcome.score = state.task.score(outputs, encoded.targets)
+    parent = state.artifact(step.parents["model"]) if "model" in step.parents else None
+    if parent is not None:
+        before, _, reason = predictions.of(parent, state.task, state.data)
+        if before is not None and before.shape == outputs.shape:
+            outcome.parity = check_parity(state.task, before, outputs, step.pass_.preserves)
+            _demand_parity(step, outcome.parity, bound=step.id in state.plan.leaves or step.pass_.preserves == "exact")
+        else:
+            outcome.parity_reason = f"not checked: {reason or 'the outputs have another shape'}"
+    declared = step.gates if step.id in state.plan.leaves or _declares(step, state.recipe) else {}
+    if declared != {}:
+        outcome.gates = check_gates(_reference_score(state, predictions), outcome.score, declared)
+
+
+def _declares(step: PlannedStep, recipe: Recipe) -> bool:
+    return any(s.id == step.id and s.gates for s in recipe.steps)
+
+
+def _demand_parity(step: PlannedStep, parity: Parity, *, bound: bool) -> None:
+    if bound and not parity.ok:
+        raise ParityError(
+            f"Step {step.id!r} changed outputs that {step.pass_.name!r} must preserve.",
+            value=f"max difference {parity.max_abs:.3g}, cosine {parity.cosine:.5f}, "
+            f"same decision on {100 * parity.agreement:.1f} % of {parity.samples}; demanded: {parity.tolerance}",
+            fix="Leave the step out, or keep more of the model in float32; the artifact was not delivered.",
+        )
+
+
+def _reference_score(state: RunState, predictions: Predictions) -> Score:
+    reference = state.outcomes[state.plan.reference]
+    if reference.score is None:
+        outputs, encoded, reason = predictions.of(reference.artifact, state.task, state.data)
+        if outputs is None or encoded is None or encoded.targets is None:
+            raise RunError(
+                "The reference model cannot be measured, so no gate can be judged.",
+                value=reason,
+                fix="Give the validation split labels, or declare `gates: {}`.",
+            )
+        reference.score = state.task.score(outputs, encoded.targets)
+    return reference.score
+
+
+def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
+    """The model's own labels and lengths; the data's where a fine-tuning comes first."""
+    recipe = plan.recipe
+    starts_with_tuning = bool(plan.steps) and plan.steps[0].pass_.name == "finetune"
+    if source is not None and not (starts_with_tuning and set(source.options["labels"]) != set(data.labels)):
+        return tasks.get(recipe.task).parse(source.options)
+    options: dict[str, Any] = {
+        "name": recipe.task,
+        "labels": list(data.labels),
+        "problem": recipe.problem or "single_label",
+        "max_length": recipe.max_length or (source.options["max_length"] if source else 128),
+    }
+    return tasks.get(recipe.task).parse(options)
+
+
+def _problem(recipe: Recipe, source: Source | None) -> str:
+    return recipe.problem or (source.options["problem"] if source else "single_label")
+
+
+def _threads(threads: int | None) -> int:
+    return threads or os.cpu_count() or 1
+
+
+def _one_line(step: PlannedStep, outcome: StepOutcome, plan: RunPlan) -> str:
+    if outcome.status != "done" or outcome.artifact is None:
+        return f"      {outcome.status}: {outcome.reason}"
+    parts = [f"{outcome.artifact.size_bytes / 1e6:.1f} MB"]
+    if outcome.score is not None:
+        value = outcome.score.value
+        shown = f"{100 * value:.2f} %" if outcome.score.direction == "higher" else f"{value:.4g}"
+        parts.append(f"{outcome.score.metric} {shown} on validation")
+    parts += [f"gate {gate.verdict}" + ("" if gate.delivered else ", not delivered") for gate in outcome.gates]
+    parts.append("from the store" if outcome.cached else f"{outcome.seconds:.0f} s")
+    return "      " + ", ".join(parts)

@@ -1,0 +1,120 @@
+"""Take the recipe's own model into the store as the first artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress import __version__
+from compress.artifact import Artifact, Graph, PassRecord, create_artifact, hash_json, open_artifact
+from compress.passes.base import Progress, library_versions
+from compress.recipe import Recipe
+from compress.store import Store
+from compress.tasks.base import task_from
+
+_READ = {".json", ".txt", ".model", ".safetensors", ".onnx", ".data"}
+"""Files of a model folder that can influence what is taken in."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The recipe's model in the store: its payload folder and its task options."""
+
+    path: Path
+    options: Mapping[str, Any]
+    cached: bool
+
+
+def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | None:
+    """Take the model in, or find it in the store; None when the recipe has no model.
+
+    Raises:
+        ModelError: the model is missing, is a pickle checkpoint, or does not match its config.
+    """
+    if recipe.model is None:
+        return None
+    place = Path(recipe.expand(recipe.model)).expanduser()
+    if not place.exists():
+        from compress.models.source import fetch
+
+        emit(f"fetching {recipe.model}")
+        place = fetch(recipe.expand(recipe.model))
+    key = hash_json(
+        {
+            "mcompress": __version__,
+            "files": _hash_source(place),
+            "task": recipe.task,
+            "problem": recipe.problem,
+            "labels": recipe.labels,
+            "max_length": recipe.max_length,
+            "versions": library_versions(("transformers", "tokenizers")),
+        }
+    )
+    emit(f"[0] model: {recipe.model}")
+    path, cached = store.get_or_build(key, f"{recipe.name}:model", lambda payload: _take_in(place, payload, recipe))
+    artifact = open_artifact(path)
+    return Source(path, artifact.manifest.task, cached)
+
+
+def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
+    arguments = {"labels": recipe.labels, "max_length": recipe.max_length}
+    if place.suffix == ".onnx":
+        from compress.export.golden import golden_onnx
+        from compress.export.onnx_source import take_in_onnx
+        from compress.export.signature import count_weights, read_graph
+
+        options = _with_problem(take_in_onnx(place, payload, recipe.task, **arguments), recipe)
+        golden = golden_onnx(payload, task_from(options))
+        file = payload / "model.onnx"
+        return _record(payload, "onnx", options, graph=read_graph(file), parameters=count_weights(file), golden=golden)
+    from compress.models.counting import count_macs, count_parameters
+    from compress.models.golden import golden_torch
+    from compress.models.loading import is_headless, load_encoder, load_torch
+    from compress.models.signature import torch_graph
+    from compress.models.source import take_in
+
+    options = take_in(str(place), payload, recipe.task, problem=recipe.problem, **arguments)
+    task = task_from(options)
+    bare = is_headless(payload)
+    model = load_encoder(payload) if bare else load_torch(payload, task)
+    return _record(
+        payload,
+        "torch",
+        options,
+        graph=torch_graph(payload, task),
+        parameters=count_parameters(model),
+        macs=None if bare else count_macs(model),
+        golden=None if bare else golden_torch(payload, task),
+    )
+
+
+def _with_problem(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    return options if recipe.problem is None else {**options, "problem": recipe.problem}
+
+
+def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Graph, **fields: Any) -> Artifact:
+    return create_artifact(
+        payload,
+        kind=kind,
+        task=dict(options),
+        graphs={"model": graph},
+        made_by=PassRecord(name="model", version=1, config={}),
+        versions=library_versions(("transformers", "tokenizers")),
+        **fields,
+    )
+
+
+def _hash_source(place: Path) -> dict[str, str]:
+    files = sorted(p for p in place.iterdir() if p.suffix in _READ) if place.is_dir() else _beside(place)
+    out = {}
+    for path in files:
+        with path.open("rb") as file:
+            out[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return out
+
+
+def _beside(file: Path) -> list[Path]:
+    return [file, *sorted(p for p in file.parent.iterdir() if p.suffix in _READ and p != file)]

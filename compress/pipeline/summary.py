@@ -1,0 +1,400 @@
+"""Turn a run and its measurements into the report: every number of it is computed here, once."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from compress import __version__
+from compress.bench.environment import environment
+from compress.bench.protocol import Measurement
+from compress.bench.statistics import (
+    Interval,
+    mean_interval,
+    needed_n,
+    paired_difference,
+    ratio_of_totals,
+    wilson_interval,
+)
+from compress.pipeline.checking import GateResult
+from compress.pipeline.measuring import ONNX, TORCH, Measured
+from compress.pipeline.planning import SOURCE
+from compress.pipeline.running import RunState, StepOutcome
+from compress.pipeline.verdict import choose
+from compress.report import model as report
+from compress.runtimes.base import runtimes
+from compress.runtimes.target import Target
+from compress.tasks.base import Score
+
+
+def summarise(state: RunState, measured: Measured, command: str) -> report.Report:
+    """Build the report of a run.
+
+    Args:
+        state: the finished steps.
+        measured: what the bench found.
+        command: the command line that repeats the run, without machine paths.
+    """
+    recipe = state.recipe
+    rows = _rows(state, measured)
+    return report.Report(
+        version=__version__,
+        title=recipe.description or recipe.name,
+        recipe=recipe.name,
+        created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verdict=choose(state, measured, rows),
+        subject=_subject(state),
+        steps=tuple(_steps(state)),
+        data=_data(state),
+        targets=tuple(_target(target) for target in measured.targets),
+        rows=tuple(rows),
+        baselines=_baseline_records(measured),
+        environment=_environment(measured),
+        reproduce=report.Reproduce(commands=(command,), recipe=recipe.to_yaml(), seed=recipe.run.seed),
+        limits=tuple(_limits(state, measured)),
+    )
+
+
+def public_path(text: str) -> str:
+    """Return how a path may stand in a report: as written, but an absolute one only by its last part."""
+    return PurePath(text).name if PurePath(text).is_absolute() or text.startswith("~") else text
+
+
+def _subject(state: RunState) -> report.Subject:
+    reference = state.artifact(state.plan.reference)
+    manifest = reference.manifest if reference else None
+    name = state.recipe.model
+    notes = () if name else ("made by the recipe itself from a fresh encoder",)
+    return report.Subject(
+        model=public_path(name) if name else f"step {state.plan.reference!r} of the recipe",
+        digest=manifest.digest if manifest else "",
+        task=state.task.name,
+        problem=str(state.task.dump().get("problem", "")),
+        labels=len(state.task.labels),
+        parameters=manifest.parameters if manifest else None,
+        size_bytes=reference.size_bytes if reference else None,
+        notes=(*notes, "weights are loaded and measured as float32, whatever they are stored in"),
+    )
+
+
+def _steps(state: RunState) -> Iterable[report.Step]:
+    if SOURCE in state.outcomes:
+        yield _step(SOURCE, "model", {}, {}, state.outcomes[SOURCE])
+    for planned in state.plan.steps:
+        config = planned.config.model_dump(mode="json")
+        yield _step(planned.id, planned.pass_.name, dict(planned.parents), config, state.outcomes[planned.id])
+
+
+def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], outcome: StepOutcome) -> report.Step:
+    artifact = outcome.artifact
+    manifest = artifact.manifest if artifact else None
+    status = "done" if outcome.status == "done" else "skipped" if outcome.status == "skipped" else "failed"
+    return report.Step(
+        id=id_,
+        name=name,
+        parents=parents,
+        config=config,
+        status=status,  # type: ignore[arg-type]
+        reason=outcome.reason,
+        kind=artifact.kind if artifact else None,
+        traits=manifest.traits if manifest else (),
+        digest=manifest.digest if manifest else None,
+        cached=outcome.cached,
+        seconds=round(outcome.seconds, 1),
+        size_bytes=artifact.size_bytes if artifact else None,
+        parameters=manifest.parameters if manifest else None,
+        macs=manifest.macs if manifest else None,
+        parity=_parity(parents.get("model", ""), outcome),
+        gates=tuple(_gate(gate) for gate in outcome.gates),
+        notes={**(manifest.notes if manifest else {}), **({"parity": outcome.parity_reason} if outcome.parity_reason else {})},
+    )
+
+
+def _parity(parent: str, outcome: StepOutcome) -> report.Parity | None:
+    parity = outcome.parity
+    if parity is None:
+        return None
+    return report.Parity(
+        reference=parent,
+        samples=parity.samples,
+        max_abs=parity.max_abs,
+        mean_abs=parity.mean_abs,
+        cosine=parity.cosine,
+        agreement=parity.agreement,
+        tolerance=parity.tolerance,
+        verdict=None if not parity.tolerance else "pass" if parity.ok else "fail",
+    )
+
+
+def _gate(gate: GateResult) -> report.Gate:
+    percent = gate.metric in _PERCENT
+    scale = 100.0 if percent else 1.0
+    words = {"pass": "holds", "fail": "fails", "unresolved": f"not resolvable at N = {gate.n}"}[gate.verdict]
+    return report.Gate(
+        metric=gate.metric,
+        unit="percent" if percent else "plain",
+        limit=gate.limit,
+        baseline=gate.baseline,
+        value=gate.value,
+        points=scale * gate.delta,
+        low=scale * gate.low,
+        high=scale * gate.high,
+        n=gate.n,
+        verdict=gate.verdict,
+        delivered=gate.delivered,
+        text=f"{words}: the estimate {'is within' if gate.delivered else 'breaks'} the limit"
+        if gate.verdict == "unresolved"
+        else words,
+    )
+
+
+_PERCENT = {"accuracy", "exact_match", "micro_f1"}
+
+
+def _data(state: RunState) -> report.Data:
+    data = state.data
+    calibration = len(data["calibration"]) if "calibration" in data else None
+    return report.Data(
+        synthetic=data.synthetic,
+        problem=str(state.task.dump().get("problem", "")),
+        splits=tuple(
+            report.SplitRecord(name=s.name, source=public_path(s.source), rows=len(s), digest=s.digest)
+            for s in data.splits.values()
+        ),
+        overlaps=tuple(
+            report.OverlapRecord(first=o.first, second=o.second, count=o.count, action=o.action) for o in data.overlaps
+        ),
+        calibration=None
+        if calibration is None
+        else report.Calibration(asked=state.recipe.data.calibration.samples, used=calibration),
+        notes=tuple(f"{key}: {value}" for key, value in data.notes.items()),
+    )
+
+
+def _target(target: Target) -> report.TargetRecord:
+    available = runtimes.get(target.runtime)().available(target)
+    return report.TargetRecord(
+        name=target.name,
+        description=target.description,
+        runtime=target.runtime,
+        device=target.device,
+        threads=target.threads,
+        memory_bytes=target.memory_bytes,
+        evidence=target.evidence,
+        available=available.ok,
+        reason=available.reason,
+    )
+
+
+def _baseline_records(measured: Measured) -> dict[str, report.Baseline]:
+    out: dict[str, report.Baseline] = {}
+    for group in measured.baselines.values():
+        for baseline in group:
+            out.setdefault(baseline.name, report.Baseline(step=baseline.step, target=baseline.target.name))
+    return out
+
+
+def _rows(state: RunState, measured: Measured) -> list[report.Row]:
+    by_cell = {(m.subject, m.target): m for m in measured.measurements}
+    targets = {target.name: target for target in measured.targets}
+    scores = {cell: _score(state, m, measured.answers) for cell, m in by_cell.items()}
+    reference = _reference_cell(measured, by_cell)
+    rows = []
+    for cell, measurement in by_cell.items():
+        target = targets[measurement.target]
+        group = measured.baselines.get((target.device, target.threads), ())
+        speedups = {
+            b.name: _speedup(by_cell.get((b.step, b.target.name)), measurement)
+            for b in group
+            if (b.step, b.target.name) in by_cell
+        }
+        row = _row(state, measurement, target, scores[cell], {k: v for k, v in speedups.items() if v is not None})
+        if reference is not None and row.status == "ok":
+            row = row.model_copy(update=_against(state, by_cell, scores, reference, cell))
+        rows.append(row)
+    return _mark_pareto(rows)
+
+
+def _reference_cell(
+    measured: Measured, by_cell: dict[tuple[str, str], Measurement]
+) -> tuple[str, str] | None:
+    """The uncompressed model whose answers all rows are paired with: torch if it was run, else ONNX."""
+    for name in (TORCH, ONNX):
+        for group in measured.baselines.values():
+            for baseline in group:
+                cell = (baseline.step, baseline.target.name)
+                if baseline.name == name and cell in by_cell and by_cell[cell].status == "ok":
+                    return cell
+    return None
+
+
+def _score(state: RunState, measurement: Measurement, answers: np.ndarray | None) -> Score | None:
+    if measurement.outputs is None or answers is None:
+        return None
+    return state.task.score(measurement.outputs, answers)
+
+
+def _row(
+    state: RunState, m: Measurement, target: Target, score: Score | None, speedups: dict[str, report.Speedup]
+) -> report.Row:
+    planned = state.outcomes[m.subject]
+    return report.Row(
+        step=m.subject,
+        target=m.target,
+        status=m.status,
+        reason=m.reason,
+        evidence=target.evidence,
+        deliverable=m.subject in state.plan.leaves and planned.delivered,
+        accuracy=None if score is None else _accuracy(score),
+        latency=_latency(m),
+        speedups=speedups,
+        throughput_per_s=m.throughput_per_s,
+        throughput_batch=m.throughput_batch,
+        load_ms=m.load_ms,
+        first_ms=m.first_ms,
+        peak_rss_bytes=m.peak_rss_bytes,
+        import_rss_bytes=m.import_rss_bytes,
+        size_bytes=m.size_bytes,
+        parameters=m.parameters,
+        warnings=tuple(m.warnings),
+    )
+
+
+def _accuracy(score: Score) -> report.Accuracy:
+    percent = score.metric in _PERCENT
+    n = len(score.outcomes)
+    interval = wilson_interval(round(score.outcomes.sum()), n) if percent else mean_interval(score.outcomes)
+    return report.Accuracy(
+        metric=score.metric,
+        unit="percent" if percent else "plain",
+        direction=score.direction,
+        value=score.value,
+        low=interval.low,
+        high=interval.high,
+        n=n,
+        right=round(score.outcomes.sum()) if percent else None,
+    )
+
+
+def _against(
+    state: RunState,
+    by_cell: dict[tuple[str, str], Measurement],
+    scores: dict[tuple[str, str], Score | None],
+    reference: tuple[str, str],
+    cell: tuple[str, str],
+) -> dict[str, Any]:
+    base, score = scores[reference], scores[cell]
+    first, second = by_cell[reference].outputs, by_cell[cell].outputs
+    if cell == reference or base is None or score is None or first is None or second is None:
+        return {}
+    percent = score.metric in _PERCENT
+    scale = 100.0 if percent else 1.0
+    paired = paired_difference(base.outcomes, score.outcomes)
+    return {
+        "agreement": float(state.task.agree(first, second).mean()),
+        "difference": report.Difference(
+            baseline=reference[0],
+            unit="percent" if percent else "plain",
+            points=scale * paired.value,
+            low=scale * paired.low,
+            high=scale * paired.high,
+            p_value=paired.p_value,
+            text=_resolved(paired.value, paired.low, paired.high, base, score),
+        ),
+    }
+
+
+def _resolved(difference: float, low: float, high: float, base: Score, score: Score) -> str:
+    if low > 0 or high < 0:
+        return "a real difference"
+    if difference == 0:
+        return "no difference found"
+    discordant = float(np.mean(base.outcomes != score.outcomes))
+    n = needed_n(discordant, difference)
+    return f"not resolvable at N = {len(score.outcomes):,}" + (f"; about {n:,} examples would" if n else "")
+
+
+def _latency(m: Measurement) -> report.Latency | None:
+    if m.status != "ok" or not m.samples_ms:
+        return None
+    samples = np.asarray(m.samples_ms, dtype=np.float64)  # (launches, rounds, inputs)
+    totals = samples.sum(axis=2).reshape(-1)
+    flat = m.flat_ms
+    return report.Latency(
+        p50_ms=float(np.percentile(flat, 50)),
+        p90_ms=float(np.percentile(flat, 90)),
+        mean_ms=float(flat.mean()),
+        cv=float(totals.std(ddof=1) / totals.mean()) if len(totals) > 1 else None,
+        inputs=samples.shape[2],
+        rounds=samples.shape[0] * samples.shape[1],
+    )
+
+
+def _speedup(baseline: Measurement | None, m: Measurement) -> report.Speedup | None:
+    if baseline is None or baseline.status != "ok" or m.status != "ok" or not m.samples_ms or not baseline.samples_ms:
+        return None
+    if baseline is m:
+        return report.Speedup(ratio=1.0)
+    ratio: Interval = ratio_of_totals(baseline.samples_ms, m.samples_ms)
+    return report.Speedup(ratio=ratio.value, low=ratio.low, high=ratio.high)
+
+
+def _mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
+    """Mark the rows of each target that no other row beats in both accuracy and mean latency."""
+
+    def position(row: report.Row) -> tuple[float, float] | None:
+        if row.status != "ok" or row.latency is None or row.latency.mean_ms is None or row.accuracy is None:
+            return None
+        worth = row.accuracy.value if row.accuracy.direction == "higher" else -row.accuracy.value
+        return (-row.latency.mean_ms, worth)
+
+    out = []
+    for row in rows:
+        here = position(row)
+        rivals = [position(other) for other in rows if other is not row and other.target == row.target]
+        beaten = here is None or any(p is not None and p != here and p[0] >= here[0] and p[1] >= here[1] for p in rivals)
+        out.append(row.model_copy(update={"pareto": not beaten}))
+    return out
+
+
+def _environment(measured: Measured) -> report.Environment:
+    found = environment()
+    cpu, system = found["cpu"], found["system"]
+    return report.Environment(
+        cpu=cpu["model"],
+        flags=tuple(cpu["flags"]),
+        cores=cpu["usable_cores"],
+        memory_bytes=found["memory_bytes"],
+        gpu=", ".join(gpu["name"] for gpu in found["gpus"]) or None,
+        os=f"{system['name']} {system['kernel']}",
+        python=found["python"],
+        packages=found["packages"],
+        warnings=tuple(dict.fromkeys(w for m in measured.measurements for w in m.warnings)),
+        notes={"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"},
+    )
+
+
+def _limits(state: RunState, measured: Measured) -> Iterable[str]:
+    if state.data.synthetic:
+        yield "The text is generated: accuracies here are about this data only and say nothing about yours."
+    if measured.split != "test":
+        yield "There is no test split: accuracies are on validation, on which gates and checkpoints were decided too."
+    yield "Latency is model only, one input in flight at its real length; tokenization is not timed."
+    yield "Speed-ups are ratios of total time over the same inputs, interleaved in one run; milliseconds of another run or machine are not comparable."
+    if any(target.evidence == "proxy" for target in measured.targets):
+        yield "A proxy target limits threads and memory on this machine; it shows what fits and ratios, not a board's milliseconds."
+    trained = [s.id for s in state.plan.steps if s.pass_.trains and state.outcomes[s.id].status == "done"]
+    if trained:
+        yield f"Trained with one seed ({state.recipe.run.seed}): {', '.join(trained)}. Another seed gives another model."
+
+
+def write_samples(measured: Measured, path: Path) -> None:
+    """Write the raw latency samples beside the report."""
+    from compress.pipeline.folder import as_json, write_atomically
+
+    plain = [m.model_dump(mode="json", exclude={"outputs"}) for m in measured.measurements]
+    write_atomically(path, as_json({"schema_version": 1, "split": measured.split, "measurements": plain}))

@@ -1,0 +1,78 @@
+"""Choose the artifact to ship: the fastest deliverable that passed its gates, if it beats the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.pipeline.checking import GateResult
+from compress.pipeline.measuring import ONNX, TORCH, Measured
+from compress.pipeline.running import RunState
+from compress.report.model import Deliverable, Row, Verdict
+
+
+def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
+    """Decide on the first target of the recipe on which a deliverable was measured."""
+    deliverables = tuple(_deliverable(state, leaf) for leaf in state.plan.leaves)
+    for name in state.recipe.measure.targets:
+        ready = [row for row in rows if row.target == name and row.deliverable and row.status == "ok" and row.latency]
+        if ready:
+            return _verdict(state, name, ready, deliverables)
+    return Verdict(
+        headline="Nothing may ship: no deliverable both passed its gates and could be measured here.",
+        reasons=tuple(d.text for d in deliverables),
+        deliverables=deliverables,
+    )
+
+
+def _verdict(state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...]) -> Verdict:
+    baseline = ONNX if any(ONNX in row.speedups for row in ready) else TORCH
+    best = max(ready, key=lambda row: row.speedups[baseline].ratio if baseline in row.speedups else 0.0)
+    speedup = best.speedups.get(baseline)
+    reasons = []
+    if speedup is None or (speedup.low or speedup.ratio) <= 1.0:
+        headline = f"Keep the uncompressed model: no deliverable is faster than {baseline} on {target}."
+        return Verdict(target=target, headline=headline, deliverables=deliverables)
+    headline = f"Ship {best.step}: {speedup.ratio:.2f} times as fast as {baseline} on {target}"
+    if best.difference is not None and best.difference.unit == "percent":
+        headline += f", {best.difference.points:+.2f} points of {best.accuracy.metric if best.accuracy else 'accuracy'}"
+    size = _size(state, best.step)
+    if size:
+        headline += f", {size}"
+    slower = len(ready) - 1
+    reasons.append(
+        f"It is the fastest of the {slower + 1} deliverables that passed their gates and ran on {target}."
+        if slower
+        else f"It is the only deliverable that passed its gates and ran on {target}."
+    )
+    if best.difference is not None:
+        reasons.append(f"Its accuracy on test, paired with the reference: {best.difference.text}.")
+    return Verdict(
+        step=best.step, target=target, headline=headline + ".", reasons=tuple(reasons), deliverables=deliverables
+    )
+
+
+def _size(state: RunState, step: str) -> str:
+    artifact, reference = state.artifact(step), state.artifact(state.plan.reference)
+    if artifact is None or reference is None or not artifact.size_bytes:
+        return ""
+    return f"{artifact.size_bytes / 1e6:.1f} MB instead of {reference.size_bytes / 1e6:.1f}"
+
+
+def _deliverable(state: RunState, leaf: str) -> Deliverable:
+    outcome = state.outcomes[leaf]
+    if outcome.status != "done":
+        return Deliverable(step=leaf, text=f"{outcome.status}: {outcome.reason}")
+    if not outcome.gates:
+        return Deliverable(step=leaf, text=f"no gate was judged ({outcome.parity_reason or 'none declared'})")
+    worst = min(outcome.gates, key=lambda gate: ("fail", "unresolved", "pass").index(gate.verdict))
+    return Deliverable(step=leaf, verdict=worst.verdict, text="; ".join(_words(gate) for gate in outcome.gates))
+
+
+def _words(gate: GateResult) -> str:
+    points = gate.metric != "mae"
+    scale, unit = (100.0, " points") if points else (1.0, "")
+    handed = "delivered" if gate.delivered else "not delivered"
+    return (
+        f"{gate.metric} {scale * gate.delta:+.2f}{unit} [{scale * gate.low:+.2f}, {scale * gate.high:+.2f}] "
+        f"on validation (limit: {gate.limit}): {gate.verdict}, {handed}"
+    )

@@ -1,0 +1,163 @@
+"""Open an artifact of any kind and ask it about text: ``compress.load(folder)("some text")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+
+from compress.artifact import Artifact, open_artifact
+from compress.errors import DataError, IntegrityError, MissingCapabilityError
+from compress.runtimes.base import Session, runtimes
+from compress.runtimes.target import Target
+from compress.tasks.base import Task, task_from
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+_RUNTIMES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
+
+
+def load(
+    folder: Path | str,
+    *,
+    runtime: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    check: bool = True,
+) -> Predictor:
+    """Open an artifact folder as a ready predictor.
+
+    Args:
+        folder: what ``mcompress run`` or ``mcompress export`` wrote.
+        runtime: torch, onnxruntime, openvino or tensorrt; None = the artifact kind's own.
+        device: "cpu" or "cuda"; None = the runtime's usual one.
+        threads: CPU threads; None = every core.
+        check: verify every file's digest, and that the golden inputs still give the golden outputs.
+
+    Raises:
+        ModelError: the folder is not an artifact.
+        IntegrityError: a file was changed, or the golden outputs are not reproduced.
+        MissingCapabilityError: the runtime is not installed, or its device is not here.
+    """
+    artifact = open_artifact(folder, verify=check)
+    name = runtime or _RUNTIMES.get(artifact.kind, artifact.kind)
+    opener = runtimes.get(name)()
+    place = device or ("cuda" if name == "tensorrt" else "cpu")
+    target = Target.model_validate({"name": "predictor", "runtime": name, "device": place, "threads": threads})
+    available = opener.available(target)
+    if not available.ok:
+        raise MissingCapabilityError(
+            f"The runtime {name!r} cannot open this artifact here.",
+            value=available.reason,
+            fix="Install it, or give another `runtime=`.",
+        )
+    predictor = Predictor(artifact, task_from(artifact.manifest.task), opener.open(artifact, target))
+    if check:
+        predictor.check_golden()
+    return predictor
+
+
+def load_model(folder: Path | str) -> PreTrainedModel:
+    """Open a torch artifact as its Transformers model: float32, evaluation mode, pruned shapes rebuilt.
+
+    Raises:
+        ModelError: the folder is not an artifact that holds a torch model.
+    """
+    from compress.models.loading import load_torch
+
+    artifact = open_artifact(folder)
+    return load_torch(artifact.path, task_from(artifact.manifest.task))
+
+
+class Predictor:
+    """An opened artifact with its tokenizer, labels and decoding."""
+
+    def __init__(self, artifact: Artifact, task: Task, session: Session) -> None:
+        self.artifact = artifact
+        self.task = task
+        self._session = session
+
+    @overload
+    def __call__(self, texts: Text, *, batch_size: int = 1) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, texts: list[Text] | list[str], *, batch_size: int = 1) -> list[dict[str, Any]]: ...
+    def __call__(self, texts: Any, *, batch_size: int = 1) -> dict[str, Any] | list[dict[str, Any]]:
+        """Answer for one text (or pair), or for a list: ``{"label": ..., "score": ...}`` each."""
+        many = isinstance(texts, list)
+        answers = self.task.predictions(self.logits(texts if many else [texts], batch_size=batch_size))
+        return answers if many else answers[0]
+
+    def logits(self, texts: Sequence[Text], *, batch_size: int = 1) -> np.ndarray:
+        """Return raw outputs, (texts, labels) float32.
+
+        Raises:
+            DataError: something in ``texts`` is neither a string nor a pair of strings.
+        """
+        rows = [_row(text) for text in texts]
+        if not rows:
+            return np.zeros((0, max(len(self.task.labels), 1)), dtype=np.float32)
+        encoded = self.task.encode(self.artifact.path, rows)
+        parts = [self._session.run(encoded.batch(indices))["logits"] for indices in encoded.batches(batch_size)]
+        return np.concatenate(parts)
+
+    def check_golden(self) -> None:
+        """Run the golden inputs and compare with the golden outputs.
+
+        Float32 must agree to 1e-3 of the largest output (at least 1e-3), float16 to 2e-2 of it. INT8 kernels
+        round differently on different CPUs: there the mean cosine must be at least 0.95.
+
+        Raises:
+            IntegrityError: they differ by more.
+        """
+        golden = self.artifact.manifest.golden
+        if golden is None:
+            return
+        batch = {name: np.array(rows, dtype=np.int64) for name, rows in golden.inputs.items()}
+        wanted = np.array(golden.outputs["logits"], dtype=np.float64)
+        found = self._run_one_by_one(batch) if "int8" in self.artifact.traits else self._session.run(batch)["logits"]
+        gap, size = np.abs(found - wanted).max(), max(1.0, np.abs(wanted).max())
+        if "int8" in self.artifact.traits:
+            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+            fine = bool(((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).mean() >= 0.95)
+        else:
+            fine = bool(gap <= (2e-2 if "fp16" in self.artifact.traits else 1e-3) * size)
+        if not fine:
+            raise IntegrityError(
+                "The artifact does not give its golden outputs on this machine.",
+                value=f"largest difference {gap:.3g} where outputs reach {np.abs(wanted).max():.3g}",
+                fix="Check the runtime's version against artifact.json, or open it with `check=False` and measure.",
+            )
+
+    def close(self) -> None:
+        """Free what the session holds."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run_one_by_one(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """Dynamic INT8 scales depend on what else is in the batch and on padding: run rows at their real length."""
+        outputs = []
+        for i, mask in enumerate(batch["attention_mask"]):
+            length = int(mask.sum())
+            row = {name: array[i : i + 1, :length] for name, array in batch.items()}
+            outputs.append(self._session.run(row)["logits"])
+        return np.concatenate(outputs)
+
+
+def _row(text: Any) -> dict[str, Any]:
+    if isinstance(text, str):
+        return {"text": text}
+    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        return {"text": text[0], "text_pair": text[1]}
+    raise DataError("A predictor takes strings or pairs of strings.", value=repr(text)[:80], fix="Pass str or (str, str).")

@@ -1,0 +1,43 @@
+"""What the CPU can multiply: whether 8-bit weights saturate here."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+_X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
+
+
+def isa_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """Return the instruction-set flags that every core reports; empty where the system does not tell.
+
+    Args:
+        cpuinfo: a file in the format of Linux' ``/proc/cpuinfo`` (``flags`` on x86, ``Features`` on ARM).
+    """
+    if not cpuinfo.is_file():
+        return frozenset()
+    lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+    cores = [frozenset(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")]
+    return frozenset.intersection(*cores) if cores else frozenset()
+
+
+def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tuple[bool, str]:
+    """Say whether INT8 weights must keep to 7 bits, and why.
+
+    AVX2 multiplies unsigned by signed bytes and adds neighbouring products in 16 bits, saturating: with
+    8-bit weights 255 * 127 * 2 > 2^15 - 1. VNNI and ARM's dot product accumulate in 32 bits.
+
+    Args:
+        flags: what ``isa_flags`` returns.
+        machine: what ``platform.machine()`` returns; None = this machine.
+    """
+    machine = platform.machine() if machine is None else machine
+    if machine not in _X86:
+        return False, f"{machine} accumulates 8-bit products in 32 bits"
+    found = sorted(_VNNI & set(flags))
+    if found:
+        return False, f"x86 with {found[0]} accumulates 8-bit products in 32 bits"
+    return True, "x86 without VNNI adds 8-bit products in 16 bits, which saturates"

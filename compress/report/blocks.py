@@ -1,0 +1,130 @@
+"""The parts a report is made of, as text: built once, rendered to HTML, Markdown and a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Tone = Literal["plain", "good", "bad", "warn", "muted"]
+
+
+class Tag(NamedTuple):
+    """A short mark beside a name: "ship", "Pareto", "gate failed"."""
+
+    text: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: what it says, never formatted again.
+        detail: second line, quieter: the interval of a value.
+        tone: what the value means for the reader.
+        tags: marks beside the text.
+        span: number of columns that it fills.
+    """
+
+    text: str
+    detail: str = ""
+    tone: Tone = "plain"
+    tags: tuple[Tag, ...] = ()
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: heading, unit on a line of its own, alignment, and what the numbers mean."""
+
+    key: str
+    title: str
+    unit: str = ""
+    meaning: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class TableRow:
+    cells: tuple[Cell, ...]
+    strong: bool = False
+    """The row that the verdict ships."""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[str, ...] = ()
+    """Footnotes: what is missing and why, warnings."""
+    legend: bool = True
+    """Whether the meaning of the columns stands beneath; False where an earlier table has said it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Label and value pairs."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    text: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of a Pareto plot: latency in ms, accuracy as the record holds it, the size of the artifact."""
+
+    label: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    size_bytes: int | None
+    pareto: bool
+    ships: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Accuracy against latency on one target; ``summary`` says the same in words."""
+
+    title: str
+    x_title: str
+    y_title: str
+    percent: bool
+    """Whether y is a fraction shown in percent."""
+    points: tuple[Point, ...]
+    summary: str
+
+
+Block = Table | Facts | Paragraph | Heading | Bullets | Code | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    blocks: tuple[Block, ...]
+    intro: str = ""

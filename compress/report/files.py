@@ -1,0 +1,75 @@
+"""Reports on disk: ``report.json`` is the record, ``report.md`` and ``report.html`` render it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compress.errors import UsageError
+from compress.report.html import render_html
+from compress.report.markdown import render_markdown
+from compress.report.model import SCHEMA, Report
+
+JSON_NAME = "report.json"
+_PRODUCE = "Give the report.json of a run, or the folder that holds it."
+
+
+def write_report(report: Report, folder: Path) -> dict[str, Path]:
+    """Write the record and its renderings; each file is replaced whole or not at all.
+
+    Returns:
+        "json", "markdown", "html" -> path.
+    """
+    texts = {
+        "json": (JSON_NAME, report.model_dump_json(indent=2) + "\n"),
+        "markdown": ("report.md", render_markdown(report)),
+        "html": ("report.html", render_html(report)),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.values():
+        _replace(folder / name, text)
+    return {key: folder / name for key, (name, _) in texts.items()}
+
+
+def read_report(path: Path) -> Report:
+    """Read a ``report.json``, or the one in a folder.
+
+    Raises:
+        UsageError: there is none, it is not JSON, another version of mcompress wrote it, or it is not a report.
+    """
+    file = path / JSON_NAME if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError("The report cannot be read.", value=f"{file}: {error.strerror}", fix=_PRODUCE) from error
+    except ValueError as error:
+        raise UsageError("The report is not valid JSON.", value=f"{file}: {error}", fix=_PRODUCE) from error
+    found = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(found, int) and found != SCHEMA:
+        raise UsageError(
+            f"The report has schema version {found}; this mcompress reads version {SCHEMA}.",
+            value=file,
+            fix="Read it with the mcompress that wrote it (its version stands in the file), or run the recipe again.",
+        )
+    try:
+        return Report.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise UsageError("This is not a report.", value=f"{file}: {place}: {first['msg']}", fix=_PRODUCE) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,267 @@
+"""The record of a run: exactly what ``report.json`` holds, and all that a rendering may know.
+
+Whoever fills it computes; whoever renders it only formats. Conventions:
+
+- accuracies, agreements and coefficients of variation are fractions from 0 to 1, differences are percentage points;
+- a metric whose ``unit`` is "plain" (a correlation, an error) is kept and differenced in its own unit;
+- sizes and memory are bytes, times say their unit in the name, intervals are 95 % unless a text says otherwise;
+- what was not measured is null and has a reason: in ``reason`` of its row or target, or in ``not_measured``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+SCHEMA: Literal[1] = 1
+
+Outcome = Literal["pass", "fail", "unresolved"]
+Unit = Literal["percent", "plain"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Deliverable(_Frozen):
+    """One leaf of the recipe and whether it may ship."""
+
+    step: str
+    verdict: Outcome | None = Field(None, description="of its gates together; null where it has none")
+    text: str = Field(description='one line, e.g. "accuracy -0.66 points (limit 1.0): pass"')
+
+
+class Verdict(_Frozen):
+    """The answer: which artifact to ship, and why."""
+
+    step: str | None = Field(None, description="id of the step to ship; null if nothing may ship")
+    target: str | None = Field(None, description="target on which it was chosen")
+    headline: str = Field(description="one sentence")
+    reasons: tuple[str, ...] = ()
+    deliverables: tuple[Deliverable, ...] = ()
+
+
+class Subject(_Frozen):
+    """The model that the recipe starts from."""
+
+    model: str = Field(description="as the recipe writes it, variables unexpanded")
+    digest: str = Field(description="sha256 of its payload")
+    task: str
+    problem: str = Field(description="single_label, multi_label, regression")
+    labels: int = Field(ge=0, description="number of labels; 0 for regression")
+    parameters: int | None = Field(None, description="weights, elements")
+    size_bytes: int | None = Field(None, description="graph and weights on disk")
+    notes: tuple[str, ...] = Field((), description='e.g. "weights stored in float16, loaded as float32"')
+
+
+class Parity(_Frozen):
+    """A step's outputs against those of its parent on the same real inputs."""
+
+    reference: str = Field(description="id of the step compared with")
+    samples: int = Field(ge=0)
+    max_abs: float | None = Field(None, description="largest difference of an output")
+    mean_abs: float | None = Field(None, description="mean difference of an output")
+    cosine: float | None = Field(None, description="cosine similarity of the outputs")
+    agreement: float | None = Field(None, description="share of equal predictions, 0 to 1")
+    tolerance: str = Field("", description="what was demanded, in words; empty if nothing was")
+    verdict: Outcome | None = Field(None, description="null where nothing was demanded")
+
+
+class Gate(_Frozen):
+    """One condition on a step, decided on validation."""
+
+    metric: str = "accuracy"
+    unit: Unit = "percent"
+    limit: str = Field(description='the condition in words, e.g. "at most 1.0 point below the model"')
+    baseline: float | None = Field(None, description="value of the recipe's model, in the metric's unit")
+    value: float | None = Field(None, description="value of this step, in the metric's unit")
+    points: float | None = Field(None, description="value minus baseline, percentage points")
+    low: float | None = Field(None, description="lower end of the paired interval, points")
+    high: float | None = Field(None, description="upper end of the paired interval, points")
+    n: int | None = Field(None, description="validation examples")
+    verdict: Outcome
+    delivered: bool = Field(description="whether the artifact is handed out")
+    text: str = Field("", description="the verdict in a sentence")
+
+
+class Step(_Frozen):
+    """One step of the recipe and what came of it."""
+
+    id: str
+    name: str = Field(description='name of the pass; "model" for the input')
+    parents: dict[str, str] = Field(default_factory=dict, description="role -> step id")
+    config: dict[str, JsonValue] = Field(default_factory=dict, description="resolved, flat")
+    status: Literal["done", "failed", "skipped"] = "done"
+    reason: str = Field("", description="why it failed or was skipped")
+    kind: str | None = Field(None, description="torch, onnx, openvino, tensorrt")
+    traits: tuple[str, ...] = Field((), description='what has been done so far, e.g. "pruned", "int8"')
+    digest: str | None = Field(None, description="sha256 of the artifact's payload")
+    cached: bool = Field(False, description="taken from the store")
+    seconds: float | None = Field(None, description="wall time of the work, s (when it was done, if cached)")
+    size_bytes: int | None = Field(None, description="graph and weights on disk")
+    parameters: int | None = Field(None, description="stored weights, elements")
+    macs: int | None = Field(None, description="multiply-accumulates of one 128-token input")
+    parity: Parity | None = None
+    gates: tuple[Gate, ...] = ()
+    notes: dict[str, JsonValue] = Field(default_factory=dict, description="what the pass put on record")
+
+
+class SplitRecord(_Frozen):
+    name: str
+    source: str = Field(description="as the recipe writes it")
+    rows: int
+    digest: str = Field(description="sha256 over the normalised rows")
+
+
+class OverlapRecord(_Frozen):
+    first: str
+    second: str
+    count: int = Field(description="rows whose normalised text stands in both")
+    action: str = Field(description='"none found", "allowed", "dropped from train"')
+
+
+class Calibration(_Frozen):
+    asked: int = Field(description="samples")
+    used: int = Field(description="samples")
+
+
+class Data(_Frozen):
+    synthetic: bool = Field(False, description="generated text: every rendering opens with a banner that says so")
+    problem: str
+    splits: tuple[SplitRecord, ...] = ()
+    overlaps: tuple[OverlapRecord, ...] = ()
+    evaluated: str = Field("test", description="split that the accuracies of the rows are on")
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
+
+
+class TargetRecord(_Frozen):
+    """A place where variants were measured, or why they could not be."""
+
+    name: str
+    description: str = ""
+    runtime: str
+    device: str = "cpu"
+    threads: int | None = Field(None, description="null = every core")
+    memory_bytes: int | None = Field(None, description="limit of the measuring process")
+    evidence: str = "measured"
+    available: bool = True
+    reason: str = Field("", description="why it is not available")
+
+
+class Accuracy(_Frozen):
+    metric: str = "accuracy"
+    unit: Unit = Field(
+        "percent", description='"percent": value is a fraction shown in percent; "plain": shown as it is'
+    )
+    direction: Literal["higher", "lower"] = Field("higher", description="which way is better")
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    right: int | None = Field(None, description="right answers among n; null where that makes no sense")
+
+
+class Difference(_Frozen):
+    """Accuracy of this row minus that of the baseline step, paired on the same examples."""
+
+    baseline: str = Field(description="step id")
+    unit: Unit = "percent"
+    points: float = Field(description="percentage points, or the metric's own unit if plain")
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = Field(None, description="McNemar's exact test, or the bootstrap's")
+    text: str = Field("", description='verdict in words, e.g. "within the noise"')
+
+
+class Latency(_Frozen):
+    """Time of one input after another, batch 1."""
+
+    p50_ms: float
+    p90_ms: float | None = None
+    mean_ms: float | None = None
+    cv: float | None = Field(None, description="standard deviation of the rounds over their mean")
+    inputs: int = Field(description="different real inputs")
+    rounds: int = Field(description="times that all of them were run")
+
+
+class Speedup(_Frozen):
+    """Ratio of total times over the same inputs; above 1 is faster than the baseline."""
+
+    ratio: float = Field(gt=0)
+    low: float | None = None
+    high: float | None = None
+
+
+class Row(_Frozen):
+    """One step on one target, accuracy on test."""
+
+    step: str
+    target: str
+    status: Literal["ok", "skipped", "failed", "oom"] = "ok"
+    reason: str = Field("", description="why the status is not ok")
+    evidence: str = Field("measured", description="measured, proxy, emulated, modelled, ingested")
+    deliverable: bool = Field(False, description="a leaf whose gates did not fail")
+    accuracy: Accuracy | None = None
+    difference: Difference | None = None
+    agreement: float | None = Field(None, description="share of predictions equal to the reference's, 0 to 1")
+    latency: Latency | None = None
+    speedups: dict[str, Speedup] = Field(default_factory=dict, description="name of the baseline -> ratio")
+    throughput_per_s: float | None = Field(None, description="inputs per second, measured in batches")
+    throughput_batch: int | None = Field(None, description="inputs per batch of the throughput")
+    load_ms: float | None = Field(None, description="opening the artifact")
+    first_ms: float | None = Field(None, description="first inference after opening")
+    peak_rss_bytes: int | None = Field(None, description="peak resident memory of the measuring process")
+    import_rss_bytes: int | None = Field(None, description="resident memory before the artifact was opened")
+    size_bytes: int | None = Field(None, description="graph and weights on disk")
+    parameters: int | None = None
+    pareto: bool = Field(False, description="no other row of this target is both faster and more accurate")
+    warnings: tuple[str, ...] = ()
+    not_measured: dict[str, str] = Field(
+        default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'
+    )
+
+
+class Baseline(_Frozen):
+    step: str
+    target: str
+
+
+class Environment(_Frozen):
+    cpu: str
+    flags: tuple[str, ...] = Field((), description="instruction sets that matter (avx2, avx512_vnni)")
+    cores: int | None = Field(None, description="cores that the process may use")
+    memory_bytes: int | None = None
+    gpu: str | None = None
+    os: str
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict, description="distribution -> version")
+    warnings: tuple[str, ...] = ()
+    notes: dict[str, str] = Field(default_factory=dict, description="anything else, label -> value")
+
+
+class Reproduce(_Frozen):
+    commands: tuple[str, ...]
+    recipe: str = Field(description="YAML of the resolved recipe, variables unexpanded")
+    seed: int
+
+
+class Report(_Frozen):
+    """Everything that ``report.json`` holds."""
+
+    schema_version: Literal[1] = SCHEMA
+    version: str = Field(description="of mcompress")
+    title: str
+    recipe: str = Field(description="name of the recipe")
+    created: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}Z)?$", description="ISO 8601, UTC")
+    verdict: Verdict
+    subject: Subject
+    steps: tuple[Step, ...]
+    data: Data
+    targets: tuple[TargetRecord, ...]
+    rows: tuple[Row, ...]
+    baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
+    environment: Environment
+    reproduce: Reproduce
+    limits: tuple[str, ...] = Field((), description="sentences that a reader must know before trusting a number")

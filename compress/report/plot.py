@@ -1,0 +1,186 @@
+"""The Pareto plot as inline SVG: accuracy against latency, area of a marker in proportion to bytes.
+
+Colours come from the page's CSS classes, so the plot follows light and dark; it uses no network and no script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+
+from compress.report import numbers
+from compress.report.blocks import Figure, Point
+from compress.report.labels import Anchor, Box, Placed, place
+from compress.report.scales import Axis, latency, linear, nice_step, tick_text
+
+_FONT = 13.0
+_LARGEST = 17.0
+"""Radius in pixels of the largest marker."""
+_SMALLEST = 3.0
+
+
+class ParetoPlot:
+    """Draws one figure in a given size.
+
+    Args:
+        figure: points and titles.
+        width, height: of the view box, pixels.
+    """
+
+    def __init__(self, figure: Figure, width: int, height: int) -> None:
+        self._figure = figure
+        self._width, self._height = width, height
+        self._frame = Box(52, 30, width - 16, height - 84)
+        values = [bound * self._factor for p in figure.points for bound in (p.y, p.low, p.high) if bound is not None]
+        ticks = max(4, width // 110)
+        self._x: Axis = latency([p.x for p in figure.points], self._frame.left, self._frame.right, ticks)
+        self._y: Axis = linear(min(values), max(values), self._frame.bottom, self._frame.top, 6)
+        self._most_bytes = max((p.size_bytes or 0 for p in figure.points), default=0)
+
+    def svg(self) -> str:
+        """Return the ``<svg>`` element."""
+        parts = [
+            f'<svg class="plot" viewBox="0 0 {self._width} {self._height}" role="img" '
+            f'aria-label="{escape(self._figure.title)}">',
+            *self._grid(),
+            self._frontier(),
+            *(self._bar(p) for p in self._drawn()),
+            *(self._marker(p) for p in self._drawn()),
+            *self._labels(),
+            *self._legend(),
+            "</svg>",
+        ]
+        return "\n".join(part for part in parts if part)
+
+    @property
+    def _factor(self) -> float:
+        return 100.0 if self._figure.percent else 1.0
+
+    def _drawn(self) -> list[Point]:
+        """Dominated points first, large before small, so that nothing hides."""
+        return sorted(self._figure.points, key=lambda p: (p.pareto, -(p.size_bytes or 0)))
+
+    def _at(self, point: Point) -> tuple[float, float]:
+        return self._x(point.x), self._y(point.y * self._factor)
+
+    def _radius(self, size_bytes: int | None) -> float:
+        if not size_bytes or not self._most_bytes:
+            return _SMALLEST
+        return max(_SMALLEST, _LARGEST * math.sqrt(size_bytes / self._most_bytes))
+
+    def _grid(self) -> list[str]:
+        left, _, right, bottom = self._frame
+        lines = []
+        for tick in self._y.ticks:
+            y = self._y(tick)
+            lines.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            lines.append(_text(left - 8, y + 4, tick_text(tick, self._y.ticks), "tick", "end"))
+        for tick in self._x.ticks:
+            x = self._x(tick)
+            ticks = (tick,) if self._x.log else self._x.ticks
+            lines.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+            lines.append(_text(x, bottom + 20, tick_text(tick, ticks), "tick", "middle"))
+        lines.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        lines.append(_text(6, 14, self._figure.y_title, "title", "start"))
+        scale = f"{self._figure.x_title}{', logarithmic' if self._x.log else ''}"
+        lines.append(_text(right, bottom + 38, scale, "title", "end"))
+        return lines
+
+    def _corners(self) -> list[tuple[float, float]]:
+        """The corners of a staircase through the points that nothing dominates."""
+        corners: list[tuple[float, float]] = []
+        for point in sorted((p for p in self._figure.points if p.pareto), key=lambda p: p.x):
+            x, y = self._at(point)
+            corners += [(x, corners[-1][1]), (x, y)] if corners else [(x, y)]
+        return corners
+
+    def _frontier(self) -> str:
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in self._corners())
+        return f'<polyline class="frontier" points="{corners}"/>' if " " in corners else ""
+
+    def _bar(self, point: Point) -> str:
+        box = self._interval(point)
+        if box is None:
+            return ""
+        x, _ = self._at(point)
+        ends = " ".join(f"M{x - 4:.1f},{y:.1f}h8" for y in (box.top, box.bottom))
+        return f'<path class="bar {_class(point)}" d="M{x:.1f},{box.top:.1f}V{box.bottom:.1f} {ends}"/>'
+
+    def _interval(self, point: Point) -> Box | None:
+        if point.low is None or point.high is None:
+            return None
+        x, _ = self._at(point)
+        return Box(x - 4, self._y(point.high * self._factor), x + 4, self._y(point.low * self._factor))
+
+    def _marker(self, point: Point) -> str:
+        x, y = self._at(point)
+        unit = "%" if self._figure.percent else ""
+        size = f", {numbers.megabytes(point.size_bytes)} MB" if point.size_bytes is not None else ""
+        score = numbers.metric(point.y, "percent" if self._figure.percent else "plain")
+        hint = escape(f"{point.label}: {score} {unit}, {numbers.milliseconds(point.x)} ms{size}")
+        circle = f'cx="{x:.1f}" cy="{y:.1f}" r="{self._radius(point.size_bytes):.1f}"'
+        return f'<circle class="marker {_class(point)}" {circle}><title>{hint}</title></circle>'
+
+    def _labels(self) -> list[str]:
+        points = self._drawn()
+        anchors = [Anchor(*self._at(p), self._radius(p.size_bytes), _shorten(p.label)) for p in points]
+        bars = [box for box in map(self._interval, points) if box]
+        stairs = [_around(*ends) for ends in pairwise(self._corners())]
+        frame = Box(self._frame.left + 2, self._frame.top - 8, self._width - 2.0, self._frame.bottom - 2)
+        placed = place(anchors, bars + stairs, frame, _FONT)
+        lines = [_leader(a, p) for a, p in zip(anchors, placed, strict=True) if p.leader]
+        for point, anchor, spot in zip(points, anchors, placed, strict=True):
+            middle, base = (spot.box.left + spot.box.right) / 2, spot.box.bottom - 4
+            lines.append(_text(middle, base, anchor.text, f"label {_class(point)}", "middle"))
+        return lines
+
+    def _legend(self) -> list[str]:
+        """Marker sizes at round numbers of bytes, at the foot of the plot."""
+        if not self._most_bytes:
+            return []
+        y, x = self._height - 18.0, self._frame.left
+        lines = []
+        for size in _round_sizes(self._most_bytes):
+            radius = self._radius(size)
+            x += radius
+            lines.append(f'<circle class="key" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
+            text = f"{size / 1e6:g} MB"
+            lines.append(_text(x + radius + 6, y + 4, text, "tick", "start"))
+            x += radius + 6 + len(text) * 7.5 + 12
+        return lines
+
+
+def _round_sizes(most: int) -> Sequence[int]:
+    """Return two or three round sizes in bytes up to the largest one."""
+    top = nice_step(most)
+    top = top if top <= most * 1.001 else nice_step(most / 2.5)
+    sizes = [top / 10, top / 2, top] if top <= most * 1.001 else [top / 10, top / 4]
+    return [int(size) for size in sizes if size >= 1]
+
+
+def _around(a: tuple[float, float], b: tuple[float, float]) -> Box:
+    """Return the box of a horizontal or vertical line, 2 pixels wide."""
+    return Box(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+
+
+def _class(point: Point) -> str:
+    return "ships" if point.ships else "best" if point.pareto else "beaten"
+
+
+def _shorten(label: str, longest: int = 26) -> str:
+    return label if len(label) <= longest else f"{label[: longest - 1]}…"
+
+
+def _leader(anchor: Anchor, placed: Placed) -> str:
+    """A line from the edge of the marker to the nearest point of the label's box."""
+    x = min(max(anchor.x, placed.box.left), placed.box.right)
+    y = min(max(anchor.y, placed.box.top), placed.box.bottom)
+    part = anchor.radius / max(math.hypot(x - anchor.x, y - anchor.y), anchor.radius)
+    start_x, start_y = anchor.x + part * (x - anchor.x), anchor.y + part * (y - anchor.y)
+    return f'<line class="leader" x1="{start_x:.1f}" y1="{start_y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

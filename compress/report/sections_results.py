@@ -1,0 +1,321 @@
+"""Sections that show what was measured: results per target, speed and memory, accuracy."""
+
+from __future__ import annotations
+
+from compress.report import numbers
+from compress.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Heading,
+    Point,
+    Section,
+    Table,
+    TableRow,
+    Tag,
+    Tone,
+)
+from compress.report.model import Report, Row, Speedup, TargetRecord
+
+STATUS = {"skipped": "skipped", "failed": "failed", "oom": "out of memory"}
+_STEP = Column("step", "step", numeric=False)
+
+
+def results(report: Report) -> Section:
+    """The main table and the Pareto plot of every target that could be measured, then those that could not."""
+    blocks: list[Block] = []
+    for target, table in tables(report):
+        blocks += [Heading(target.name, describe(target)), table]
+        blocks.extend(figure for figure in [pareto(report, target.name)] if figure)
+    if any(not _measured(report, target) for target in report.targets):
+        blocks += [Heading("Targets that were not measured"), absent_targets(report)]
+    intro = (
+        f"Accuracy is that of the exact artifact on the exact target, on {report.data.evaluated}. "
+        "Brackets are 95 % intervals. "
+        "Speed-ups compare total time over the same real inputs, measured side by side in this run."
+    )
+    return Section("results", "Results", tuple(blocks), intro)
+
+
+def tables(report: Report) -> list[tuple[TargetRecord, Table]]:
+    """Return every target that was tried here, with its main table."""
+    tried = [target for target in report.targets if _measured(report, target)]
+    return [(target, results_table(report, target.name, legend=target is tried[0])) for target in tried]
+
+
+def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
+    """One line per step: size, accuracy, difference, latency, speed-up over each baseline."""
+    rows = rows_of(report, target)
+    columns = [
+        _STEP,
+        Column("size", "size", "MB", "graph and weights on disk; 1 MB = 1,000,000 bytes"),
+        Column(
+            "accuracy", _metric_name(rows), _metric_unit(rows), f"on {_count_of(rows)} {report.data.evaluated} examples"
+        ),
+        Column("difference", "Δ", _difference_unit(rows), f"paired difference from {_baseline_of(rows)}"),
+        Column("p50", "p50", "ms", "median time of one input at its real length, batch 1"),
+        *(
+            Column(f"speedup:{name}", f"vs {name}", meaning=f"speed-up over {where.step} on {where.target}")
+            for name, where in report.baselines.items()
+        ),
+        Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
+    ]
+    lines = tuple(_result_row(report, row, len(columns)) for row in rows)
+    return Table(tuple(columns), lines, _footnotes(rows), legend)
+
+
+def _result_row(report: Report, row: Row, width: int) -> TableRow:
+    step = Cell(row.step, tags=tags_of(report, row))
+    strong = ships(report, row)
+    if row.status != "ok":
+        return TableRow((step, _refusal(row, width - 1)), strong)
+    cells = [
+        step,
+        Cell(numbers.megabytes(row.size_bytes)),
+        accuracy_cell(row),
+        difference_cell(row),
+        Cell(numbers.milliseconds(row.latency.p50_ms if row.latency else None)),
+        *(speedup_cell(row.speedups.get(name)) for name in report.baselines),
+        Cell(row.evidence, tone="muted"),
+    ]
+    return TableRow(tuple(cells), strong)
+
+
+def details(report: Report) -> Section:
+    """Latency, throughput, start-up and memory of every row."""
+    columns = (
+        _STEP,
+        Column("p50", "p50", "ms"),
+        Column("p90", "p90", "ms"),
+        Column("mean", "mean", "ms"),
+        Column("cv", "CV", "", "standard deviation of the rounds over their mean"),
+        Column("throughput", "throughput", "per s", "measured in batches, of the size below it"),
+        Column("load", "load", "ms", "opening the artifact"),
+        Column("first", "first run", "ms", "first inference after opening"),
+        Column("peak", "peak RSS", "MB", "peak resident memory of the measuring process, with its imports"),
+        Column("import", "at import", "MB", "resident memory before the artifact was opened"),
+    )
+    blocks: list[Block] = []
+    for target in report.targets:
+        rows = rows_of(report, target.name)
+        if _measured(report, target):
+            lines = tuple(_detail_row(row, len(columns)) for row in rows)
+            timed = next((row.latency for row in rows if row.latency), None)
+            note = (
+                f"{numbers.count(timed.inputs)} real inputs, {timed.rounds} rounds" if timed else "latency not measured"
+            )
+            blocks += [Heading(target.name, note), Table(columns, lines, legend=not blocks)]
+    intro = "Each variant ran alone in a fresh process. Compare within a table only; milliseconds do not travel."
+    return Section("speed", "Speed and memory", tuple(blocks), intro)
+
+
+def _detail_row(row: Row, width: int) -> TableRow:
+    if row.status != "ok":
+        return TableRow((Cell(row.step), _refusal(row, width - 1)))
+    timed = row.latency
+    batch = f"batch {row.throughput_batch}" if row.throughput_batch else ""
+    return TableRow(
+        (
+            Cell(row.step),
+            Cell(numbers.milliseconds(timed.p50_ms if timed else None)),
+            Cell(numbers.milliseconds(timed.p90_ms if timed else None)),
+            Cell(numbers.milliseconds(timed.mean_ms if timed else None)),
+            Cell(numbers.share(timed.cv if timed else None, 1)),
+            Cell(numbers.fixed(row.throughput_per_s, 1), batch),
+            Cell(numbers.fixed(row.load_ms, 1)),
+            Cell(numbers.fixed(row.first_ms, 1)),
+            Cell(numbers.fixed(row.peak_rss_bytes / 1e6 if row.peak_rss_bytes is not None else None, 1)),
+            Cell(numbers.fixed(row.import_rss_bytes / 1e6 if row.import_rss_bytes is not None else None, 1)),
+        )
+    )
+
+
+def accuracy(report: Report) -> Section:
+    """Counts, paired differences, p-values and agreement of every row that ran."""
+    ran = [row for row in report.rows if row.status == "ok"]
+    columns = (
+        _STEP,
+        Column("target", "target", numeric=False),
+        Column("right", "right", "of n"),
+        Column("accuracy", _metric_name(ran), _metric_unit(ran)),
+        Column("difference", "Δ", _difference_unit(ran), "paired difference from the baseline step"),
+        Column("against", "against", "", "baseline step of the difference", numeric=False),
+        Column("p", "p", "", "probability of such a difference if both were equally good"),
+        Column("agreement", "agreement", "", "share of predictions equal to those of the recipe's model"),
+        Column("reading", "reading", numeric=False),
+    )
+    lines = tuple(_accuracy_row(row) for row in ran)
+    intro = (
+        "Both models answered the same examples, so differences are paired: far tighter than two separate intervals."
+    )
+    return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines),), intro)
+
+
+def _accuracy_row(row: Row) -> TableRow:
+    step, target = Cell(row.step), Cell(row.target, tone="muted")
+    if row.accuracy is None:
+        return TableRow((step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=7)))
+    score, change = row.accuracy, row.difference
+    n = numbers.count(score.n)
+    return TableRow(
+        (
+            step,
+            target,
+            Cell(f"n = {n}" if score.right is None else f"{numbers.count(score.right)} of {n}"),
+            accuracy_cell(row),
+            difference_cell(row),
+            Cell(change.baseline if change else numbers.MISSING),
+            Cell(numbers.p_value(change.p_value if change else None)),
+            Cell(numbers.share(row.agreement)),
+            Cell(change.text if change else ""),
+        )
+    )
+
+
+def pareto(report: Report, target: str) -> Figure | None:
+    """The plot of a target, or None if fewer than two rows have both coordinates."""
+    points = tuple(
+        Point(
+            label=row.step,
+            x=row.latency.p50_ms,
+            y=row.accuracy.value,
+            low=row.accuracy.low,
+            high=row.accuracy.high,
+            size_bytes=row.size_bytes,
+            pareto=row.pareto,
+            ships=ships(report, row),
+        )
+        for row in rows_of(report, target)
+        if row.status == "ok" and row.latency and row.accuracy
+    )
+    if len(points) < 2:
+        return None
+    rows = rows_of(report, target)
+    kept = ", ".join(p.label for p in points if p.pareto) or "none"
+    beaten = ", ".join(p.label for p in points if not p.pareto) or "none"
+    name, unit = _metric_name(rows), _metric_unit(rows)
+    return Figure(
+        title=f"{name} against latency on {target}",
+        x_title="p50 latency, ms",
+        y_title=f"{name}, {unit}" if unit else name,
+        percent=unit == "%",
+        points=points,
+        summary=f"Pareto frontier of {target}: {kept}. Dominated (another one is faster and as accurate): {beaten}.",
+    )
+
+
+def absent_targets(report: Report) -> Table:
+    columns = (Column("target", "target", numeric=False), Column("reason", "why not", numeric=False))
+    missing = [target for target in report.targets if not _measured(report, target)]
+    lines = (TableRow((Cell(t.name), Cell(f"not measured: {absence(report, t)}", tone="muted"))) for t in missing)
+    return Table(columns, tuple(lines))
+
+
+def absence(report: Report, target: TargetRecord) -> str:
+    """Say why a target has no measured row."""
+    reasons = dict.fromkeys(row.reason for row in rows_of(report, target.name) if row.reason)
+    return target.reason or "; ".join(reasons) or "no step of the recipe runs on it"
+
+
+def describe(target: TargetRecord) -> str:
+    """Return one line: runtime, device, threads, memory limit, evidence, description."""
+    threads = "all cores" if target.threads is None else f"{target.threads} thread{'s' if target.threads > 1 else ''}"
+    parts = [target.runtime, target.device, threads]
+    if target.memory_bytes is not None:
+        parts.append(f"{numbers.fixed(target.memory_bytes / 1e6, 0)} MB memory limit")
+    parts.append(target.evidence)
+    return ", ".join(parts) + (f". {target.description}" if target.description else "")
+
+
+def rows_of(report: Report, target: str) -> list[Row]:
+    return [row for row in report.rows if row.target == target]
+
+
+def ships(report: Report, row: Row) -> bool:
+    verdict = report.verdict
+    return verdict.step == row.step and verdict.target in (row.target, None)
+
+
+def tags_of(report: Report, row: Row) -> tuple[Tag, ...]:
+    """Return the marks of a row: ship, Pareto, gate failed."""
+    tags = [Tag("ship", "good")] if ships(report, row) else []
+    gates = [gate for step in report.steps if step.id == row.step for gate in step.gates]
+    if any(gate.verdict == "fail" for gate in gates):
+        tags.append(Tag("gate failed", "bad"))
+    elif any(gate.verdict == "unresolved" for gate in gates):
+        tags.append(Tag("gate unresolved", "warn"))
+    if row.pareto:
+        tags.append(Tag("Pareto", "muted"))
+    return tuple(tags)
+
+
+def accuracy_cell(row: Row) -> Cell:
+    score = row.accuracy
+    if score is None:
+        return Cell(numbers.MISSING, tone="muted")
+    return Cell(
+        numbers.metric(score.value, score.unit),
+        numbers.metric_interval(score.low, score.high, score.unit),
+    )
+
+
+def difference_cell(row: Row) -> Cell:
+    change = row.difference
+    if change is None:
+        return Cell(numbers.MISSING, tone="muted")
+    if change.baseline == row.step:
+        return Cell("baseline", tone="muted")
+    return Cell(
+        numbers.points(change.points, change.unit), numbers.points_interval(change.low, change.high, change.unit)
+    )
+
+
+def speedup_cell(speedup: Speedup | None) -> Cell:
+    """Return a ratio with its interval; a slowdown is marked."""
+    if speedup is None:
+        return Cell(numbers.MISSING, tone="muted")
+    slower = speedup.ratio < 1 and (speedup.high is None or speedup.high < 1)
+    return Cell(
+        numbers.ratio(speedup.ratio), numbers.interval(speedup.low, speedup.high), tone="bad" if slower else "plain"
+    )
+
+
+def _measured(report: Report, target: TargetRecord) -> bool:
+    return any(row.status in ("ok", "oom", "failed") for row in rows_of(report, target.name))
+
+
+def _refusal(row: Row, span: int) -> Cell:
+    tone: Tone = "muted" if row.status == "skipped" else "bad"
+    return Cell(f"{STATUS[row.status]}: {row.reason or 'no reason recorded'}", tone=tone, span=span)
+
+
+def _footnotes(rows: list[Row]) -> tuple[str, ...]:
+    missing = [f"{row.step}: {what} not measured: {why}" for row in rows for what, why in row.not_measured.items()]
+    warnings = [f"{row.step}: {warning}" for row in rows for warning in row.warnings]
+    return tuple(dict.fromkeys(missing + warnings))
+
+
+def _why(row: Row, what: str) -> str:
+    return row.not_measured.get(what, "no reason recorded")
+
+
+def _metric_name(rows: list[Row]) -> str:
+    return next((row.accuracy.metric for row in rows if row.accuracy), "accuracy")
+
+
+def _metric_unit(rows: list[Row]) -> str:
+    return next(("%" if row.accuracy.unit == "percent" else "" for row in rows if row.accuracy), "%")
+
+
+def _difference_unit(rows: list[Row]) -> str:
+    return next(("points" if row.difference.unit == "percent" else "" for row in rows if row.difference), "points")
+
+
+def _count_of(rows: list[Row]) -> str:
+    counts = sorted({row.accuracy.n for row in rows if row.accuracy})
+    return " / ".join(numbers.count(n) for n in counts) or "no"
+
+
+def _baseline_of(rows: list[Row]) -> str:
+    return ", ".join(sorted({row.difference.baseline for row in rows if row.difference})) or "the recipe's model"

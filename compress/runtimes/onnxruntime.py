@@ -1,0 +1,143 @@
+"""ONNX Runtime on its CPU provider."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compress.artifact import Artifact, Kind
+from compress.errors import ModelError
+from compress.runtimes.base import Availability, Runtime, Session
+from compress.runtimes.cores import thread_count
+from compress.runtimes.target import Target
+
+PROVIDERS = ["CPUExecutionProvider"]
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
+"""Wheels that all unpack into the folder ``onnxruntime``: the last one installed wins, file by file."""
+
+
+class OnnxRuntime(Runtime):
+    """Runs every ONNX artifact with the same session options.
+
+    Operators run one after another on ``threads`` intra-op threads. These spin while they wait inside a
+    run, as they do by default, but stop when it returns: an idle session leaves the cores to the one that
+    is being timed. All graph optimizations are on; no provider but the CPU's is offered, so nothing can
+    fall back unseen.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
+    package: ClassVar[str] = "onnxruntime"
+
+    def available(self, target: Target) -> Availability:
+        found = installed_distributions()
+        if len(found) > 1:
+            return Availability(
+                False,
+                f"{' and '.join(found)} are both installed and overwrite each other's files: "
+                f"pip uninstall {' '.join(found)}, then install only one",
+            )
+        if find_spec("onnxruntime") is None:
+            return Availability(False, "onnxruntime is not installed: pip install 'mcompress[cpu]'")
+        if target.device != "cpu":
+            return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
+        return Availability(True)
+
+    def open(self, artifact: Artifact, target: Target) -> Session:
+        self.require(target)
+        return _OnnxSession(artifact, target)
+
+
+def installed_distributions() -> list[str]:
+    """Return the installed distributions that provide the package ``onnxruntime``."""
+    return [name for name in DISTRIBUTIONS if _is_installed(name)]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+class _OnnxSession(Session):
+    def __init__(self, artifact: Artifact, target: Target) -> None:
+        self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
+        self._target = target
+        self._sessions = {name: _open(path, target) for name, path in self._files.items()}
+        self._inputs = {name: [i.name for i in s.get_inputs()] for name, s in self._sessions.items()}
+        self._outputs = {name: [o.name for o in s.get_outputs()] for name, s in self._sessions.items()}
+
+    def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
+        try:
+            feeds = {name: batch[name] for name in self._inputs[graph]}
+        except KeyError as error:
+            raise ModelError(
+                "The ONNX graph needs an input that the examples do not have.",
+                value=error.args[0],
+                fix=f"Give the model one of these inputs only: {', '.join(sorted(batch))}.",
+            ) from error
+        arrays = self._sessions[graph].run(None, feeds)
+        return {n: np.asarray(a, dtype=np.float32) for n, a in zip(self._outputs[graph], arrays, strict=True)}
+
+    def placement(self) -> dict[str, Any]:
+        """Count the operators of the optimized graph; under a memory limit only name the providers.
+
+        The optimized graph is written by a second session, which costs the model's size once more.
+        """
+        record: dict[str, Any] = {"providers": self._sessions["model"].get_providers()}
+        if self._target.memory_bytes is None:
+            operators = _optimized_operators(self._files["model"], self._target)
+            record["operators"] = dict(sorted(Counter(operators).items()))
+            record["integer_operators"] = sum(1 for name in operators if is_integer(name))
+        return record
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+
+def is_integer(operator: str) -> bool:
+    """Say whether an operator of an optimized graph multiplies integers (``QGemm``, ``MatMulInteger...``)."""
+    return operator.startswith(("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger")) or operator in {
+        "DynamicQuantizeMatMul",
+        "MatMulNBits",
+    }
+
+
+def _open(path: Path, target: Target, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = thread_count(target)
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+
+
+def _optimized_operators(path: Path, target: Target) -> list[str]:
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _open(path, target, optimized)
+        return list(_operators(onnx.load(optimized, load_external_data=False).graph))
+
+
+def _operators(graph: Any) -> Iterable[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _operators(attribute.g)

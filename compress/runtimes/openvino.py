@@ -1,0 +1,76 @@
+"""OpenVINO on its CPU plugin: reads ONNX files and OpenVINO IR."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compress.artifact import Artifact, Kind
+from compress.runtimes.base import Availability, Runtime, Session
+from compress.runtimes.cores import thread_count
+from compress.runtimes.target import Target
+
+
+class OpenvinoRuntime(Runtime):
+    """Runs one stream tuned for latency, in float32 unless the graph itself says int8.
+
+    Thread pinning is left to the caller's CPU affinity, which OpenVINO would otherwise override.
+    """
+
+    name: ClassVar[str] = "openvino"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"onnx", "openvino"})
+    package: ClassVar[str] = "openvino"
+
+    def available(self, target: Target) -> Availability:
+        if find_spec("openvino") is None:
+            return Availability(False, "openvino is not installed: pip install 'mcompress[openvino]'")
+        if target.device != "cpu":
+            return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
+        return Availability(True)
+
+    def open(self, artifact: Artifact, target: Target) -> Session:
+        self.require(target)
+        return _OpenvinoSession(artifact, target)
+
+
+class _OpenvinoSession(Session):
+    def __init__(self, artifact: Artifact, target: Target) -> None:
+        import openvino
+
+        core = openvino.Core()
+        options = {
+            "INFERENCE_NUM_THREADS": thread_count(target),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._compiled = {
+            name: core.compile_model(core.read_model(artifact.file(name)), "CPU", options)
+            for name in artifact.manifest.graphs
+        }
+        self._requests = {name: compiled.create_infer_request() for name, compiled in self._compiled.items()}
+        self._inputs = {name: {port.any_name for port in compiled.inputs} for name, compiled in self._compiled.items()}
+
+    def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
+        feeds = {name: array for name, array in batch.items() if name in self._inputs[graph]}
+        results = self._requests[graph].infer(feeds, share_inputs=True)
+        return {port.any_name: np.array(array, dtype=np.float32) for port, array in results.items()}
+
+    def placement(self) -> dict[str, Any]:
+        """Count the executed layers by type and precision, as the compiled graph reports them."""
+        layers: Counter[str] = Counter()
+        for node in self._compiled["model"].get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            kind, precision = facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)
+            if kind not in {"Input", "Output", "Const"}:
+                layers[f"{kind} {precision}"] += 1
+        return {"device": "CPU", "operators": dict(sorted(layers.items()))}
+
+    def close(self) -> None:
+        self._requests.clear()
+        self._compiled.clear()

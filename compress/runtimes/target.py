@@ -1,0 +1,63 @@
+"""Targets: where a variant is measured. Data, not code; the built-in ones lie in ``compress/targets``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.errors import RecipeError, did_you_mean
+
+Evidence = Literal["measured", "proxy", "emulated", "modelled", "ingested"]
+
+
+class Target(BaseModel):
+    """One place to run: a runtime on a device under limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = ""
+    runtime: str = Field(description="torch | onnxruntime | openvino | tensorrt")
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = Field(None, ge=1, description="intra-op threads; null = every core")
+    memory_bytes: int | None = Field(None, ge=1, description="limit for the measuring process")
+    evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
+
+
+def builtin_targets() -> dict[str, Target]:
+    """Return the targets that ship with the package, by name."""
+    folder = resources.files("compress") / "targets"
+    found = [parse_target(f.read_text(encoding="utf-8"), f.name) for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return {target.name: target for target in sorted(found, key=lambda t: t.name)}
+
+
+def find_target(name: str) -> Target:
+    """Return a built-in target by name, or one from a YAML file by path.
+
+    Raises:
+        RecipeError: neither exists, or the file does not describe a target.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError("The target file does not exist.", value=path, fix="Give the path of a target YAML.")
+        return parse_target(path.read_text(encoding="utf-8"), name)
+    known = builtin_targets()
+    if name not in known:
+        raise RecipeError(f"Unknown target {name!r}.", fix=did_you_mean(name, known))
+    return known[name]
+
+
+def parse_target(text: str, origin: str) -> Target:
+    try:
+        return Target.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise RecipeError(
+            "This is not a target.",
+            value=f"{origin}: {str(error).splitlines()[0]}",
+            fix="A target has: name, runtime, device, threads, memory_bytes, evidence.",
+        ) from error

@@ -1,0 +1,109 @@
+"""The contract of a task: what examples look like, how they are encoded, run and scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from compress.data.encoded import Encoded
+from compress.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Row = Mapping[str, Any]
+"""One example as it was read: column name -> value, already renamed to the task's columns."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on one split.
+
+    Attributes:
+        metric: its name ("accuracy").
+        value: the metric over all examples.
+        direction: whether higher or lower is better.
+        outcomes: (n,) float64, one contribution per example, for paired tests; their mean is ``value``.
+        extra: further metrics by name.
+    """
+
+    metric: str
+    value: float
+    direction: Literal["higher", "lower"]
+    outcomes: np.ndarray
+    extra: Mapping[str, float]
+
+
+class Task(ABC):
+    """A task with its options (labels, lengths): a value that an artifact carries."""
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    """Columns that hold text, most important first; the first is required."""
+
+    labels: tuple[str, ...]
+    max_length: int
+
+    @abstractmethod
+    def dump(self) -> dict[str, Any]:
+        """Return the JSON form; ``task_from(dump())`` gives an equal task."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """Build a task from ``dump()``."""
+
+    @abstractmethod
+    def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
+        """Tokenize rows with the ``tokenizer.json`` of a folder; targets are set when rows have labels.
+
+        Raises:
+            DataError: a label that the task does not know.
+        """
+
+    @abstractmethod
+    def score(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
+        """Score raw model outputs ((n, ...) float32) against the targets of an ``Encoded``."""
+
+    @abstractmethod
+    def agree(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return (n,) bool: whether two models' raw outputs lead to the same decision, per example."""
+
+    @abstractmethod
+    def predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """Decode raw outputs for a person: one ``{"label": ..., "score": ...}`` per example."""
+
+    @abstractmethod
+    def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
+        """Load this task's auto class from a Hugging Face folder in float32."""
+
+    @abstractmethod
+    def config_options(self) -> dict[str, Any]:
+        """Return what a Hugging Face config must say so that a fresh head fits this task."""
+
+    @abstractmethod
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean task loss of a batch: (batch, labels) float32 against collated targets."""
+
+    @abstractmethod
+    def divergence(self, student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return the distillation loss between two batches of logits.
+
+        Single label: ``T^2 * KL(softmax(t/T) || softmax(s/T))``, batchmean (Hinton et al. 2015).
+        Multi label: the binary form, summed over labels. Regression: mean squared error.
+        """
+
+
+tasks: Registry[Task] = Registry("task", Task, group="mcompress.tasks")  # type: ignore[type-abstract]
+tasks.register("text-classification", "compress.tasks.text_classification:TextClassification")
+
+
+def task_from(options: Mapping[str, Any]) -> Task:
+    """Rebuild the task that an artifact's manifest carries."""
+    return tasks.get(str(options["name"])).parse(options)

@@ -1,0 +1,124 @@
+"""The child's commands on a fake session and a fake clock: exact times, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.bench.commands import WARMUP_CAP, WINDOW, Commands
+from compress.data.encoded import Encoded
+from compress.runtimes.base import Session
+
+MS = 1_000_000
+
+
+class Clock:
+    """Nanoseconds that only a session moves on."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Model(Session):
+    """Answers with (first token, longest length) and takes ``cost(batch)`` milliseconds."""
+
+    def __init__(self, clock: Clock, cost: Callable[[np.ndarray], float]) -> None:
+        self.clock, self.cost = clock, cost
+        self.ran: list[np.ndarray] = []
+
+    def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
+        ids = batch["input_ids"]
+        self.ran.append(ids)
+        self.clock.now += int(self.cost(ids) * MS)
+        return {"logits": np.stack([ids[:, 0], np.full(len(ids), ids.shape[1])], axis=1).astype(np.float64)}
+
+
+def examples(lengths: list[int]) -> Encoded:
+    return Encoded({"input_ids": [np.full(n, i + 1) for i, n in enumerate(lengths)]}, {"input_ids": 0})
+
+
+def commands(cost: Callable[[np.ndarray], float], lengths: list[int]) -> tuple[Commands, Model]:
+    clock = Clock()
+    model, run = Model(clock, cost), Commands(clock)
+    run.attach(model, examples(lengths), "logits")
+    return run, model
+
+
+def test_round_times_each_example_alone_at_its_real_length() -> None:
+    run, model = commands(lambda ids: ids.size * 0.5, [4, 2, 9])
+    assert run.handle({"op": "round", "indices": [2, 0, 1]}) == {"ms": [4.5, 2.0, 1.0]}
+    assert [ids.shape for ids in model.ran] == [(1, 9), (1, 4), (1, 2)]
+
+
+def test_arrays_are_built_before_any_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, model = commands(lambda ids: 1.0, [3, 3])
+    batch = Encoded.batch
+
+    def slow(self: Encoded, indices: list[int]) -> dict[str, np.ndarray]:
+        model.clock.now += 1000 * MS
+        return batch(self, indices)
+
+    monkeypatch.setattr(Encoded, "batch", slow)
+    assert run.do_round([0, 1, 0]) == {"ms": [1.0, 1.0, 1.0]}
+
+
+def test_warmup_reports_the_first_inference_and_runs_every_input() -> None:
+    costs = iter([50.0])
+    run, model = commands(lambda ids: next(costs, 1.0), [3] * 12)
+    assert run.do_warmup(list(range(12)), seconds=0) == {"first_ms": 50.0, "settled": True}
+    assert len(model.ran) == 1 + 12 + 3 * WINDOW
+    assert {int(ids[0, 0]) for ids in model.ran} == set(range(1, 13))
+
+
+def test_warmup_goes_on_until_time_has_passed() -> None:
+    run, model = commands(lambda ids: 1.0, [3])
+    run.do_warmup([0], seconds=0.1)
+    assert len(model.ran) == 2 + 100
+
+
+def test_warmup_waits_for_the_medians_to_agree() -> None:
+    def falling() -> Iterator[float]:
+        yield from (20.0, 20.0, *(16.0, 8.0, 4.0, 2.0))
+        while True:
+            yield 1.0
+
+    costs = falling()
+    run, model = commands(lambda ids: next(costs), [3])
+    assert run.do_warmup([0], seconds=0.01)["settled"]
+    assert len(model.ran) == 2 + 4 + 3
+
+
+def test_warmup_gives_up_on_a_latency_that_never_settles() -> None:
+    growing = iter(2.0**n for n in range(100))
+    run, model = commands(lambda ids: next(growing), [3])
+    assert not run.do_warmup([0], seconds=0.1)["settled"]
+    assert model.clock.now >= 0.1 * WARMUP_CAP * 1000 * MS
+
+
+def test_throughput_counts_whole_passes_over_batches_of_similar_length() -> None:
+    run, model = commands(lambda ids: 10.0, [9, 2, 8, 3])
+    answer = run.do_throughput([0, 1, 2, 3], batch=2, seconds=0.05)
+    assert answer == {"throughput_per_s": pytest.approx(200.0)}
+    assert [ids.shape for ids in model.ran[:2]] == [(2, 3), (2, 9)]
+    assert len(model.ran) == 2 + 3 * 2, "one pass untimed, then whole passes until the time is used up"
+
+
+@pytest.mark.parametrize(("batch", "widths"), [(1, [4, 2, 9]), (2, [4, 4, 9])])
+def test_predict_writes_float32_in_order(batch: int, widths: list[int], tmp_path: Path) -> None:
+    run, _ = commands(lambda ids: 1.0, [4, 2, 9])
+    assert run.do_predict(str(tmp_path / "out.npy"), batch) == {"examples": 3}
+    outputs = np.load(tmp_path / "out.npy")
+    assert outputs.dtype == np.float32
+    np.testing.assert_array_equal(outputs, np.array([[1, 2, 3], widths]).T)
+
+
+def test_predict_can_be_limited_to_some_examples(tmp_path: Path) -> None:
+    run, _ = commands(lambda ids: 1.0, [4, 2, 9])
+    run.do_predict(str(tmp_path / "out.npy"), 1, [2, 0])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], [3, 1])

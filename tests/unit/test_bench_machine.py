@@ -1,0 +1,134 @@
+"""Facts about the machine and the process: memory, limits, environment, path scrubbing."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.bench import environment as env
+from compress.bench import limits
+from compress.bench.launch import without_folders
+from compress.bench.memory import peak_resident_bytes, resident_bytes
+
+MIB = 2**20
+
+
+def test_peak_memory_follows_an_allocation_and_stays() -> None:
+    before = peak_resident_bytes()
+    size = max(before - resident_bytes(), 0) + 64 * MIB
+    block = np.ones(size, dtype=np.uint8)
+    assert peak_resident_bytes() >= before + 60 * MIB
+    assert resident_bytes() >= block.nbytes
+    del block
+    assert peak_resident_bytes() >= before + 60 * MIB
+
+
+def test_peak_memory_without_proc_is_in_bytes_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expected = peak_resident_bytes()
+    monkeypatch.setattr("compress.bench.memory._STATUS", tmp_path / "absent")
+    assert peak_resident_bytes() == pytest.approx(expected, rel=0.2)
+    assert resident_bytes() > 10 * MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Load model from /tmp/x/model.onnx failed:Protobuf", "Load model from model.onnx failed:Protobuf"),
+        ('File "/home/me/venv/lib/python3/x.py", line 3', 'File "x.py", line 3'),
+        (
+            "see https://onnxruntime.ai/docs/page.html for 3/4 of it",
+            "see https://onnxruntime.ai/docs/page.html for 3/4 of it",
+        ),
+        ("[E:onnxruntime:/root/build/a.cc:12]", "[E:onnxruntime:a.cc:12]"),
+        ("and/or", "and/or"),
+    ],
+)
+def test_machine_paths_are_cut_out_of_reasons(text: str, expected: str) -> None:
+    assert without_folders(text) == expected
+
+
+def test_known_folders_go_whatever_their_spelling() -> None:
+    text = "Load model from /home/jo smith/my models/model.onnx failed in /home/jo smith/my models"
+    assert without_folders(text, ["/home/jo smith/my models"]) == "Load model from model.onnx failed in my models"
+
+
+def test_version_2_parents_are_the_nearest_that_delegate_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "user.slice" / "session"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup.controllers").write_text("cpu memory")
+    for folder, delegated in ((tmp_path, "cpu memory"), (own.parent, "memory"), (own, "cpu")):
+        (folder / "cgroup.subtree_control").write_text(delegated)
+    monkeypatch.setattr(limits, "_own_path", lambda: "user.slice/session")
+    assert list(limits._parents(tmp_path)) == [(2, own.parent), (2, tmp_path)]
+
+
+def test_version_1_is_used_where_version_2_has_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("0")
+    assert list(limits._parents(tmp_path)) == [(1, tmp_path / "memory")]
+
+
+def test_no_groups_no_limit(tmp_path: Path) -> None:
+    assert limits.create_group(64 * MIB, tmp_path) is None
+
+
+def test_group_that_cannot_be_limited_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("0")
+
+    def refuse(group: limits.MemoryGroup, limit_bytes: int) -> bool:
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "_limit", refuse)
+        assert limits.create_group(64 * MIB, tmp_path) is None
+    assert [path.name for path in (tmp_path / "memory").iterdir()] == ["memory.limit_in_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("version", "file", "text"),
+    [(2, "memory.events", "low 0\noom 3\noom_kill 2\n"), (1, "memory.oom_control", "under_oom 0\noom_kill 2\n")],
+)
+def test_kills_are_counted(version: int, file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
+    assert limits.MemoryGroup(tmp_path, version).oom_kills() == 2  # type: ignore[arg-type]
+
+
+def test_environment_names_no_host_user_or_path() -> None:
+    record = env.environment()
+    text = json.dumps(record)
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["cpu"]["cores"] >= record["cpu"]["usable_cores"] >= 1
+    assert record["memory_bytes"] > 100 * MIB
+    assert str(Path.home()) not in text
+    assert str(Path(__file__).parent) not in text
+    words = text.replace('"', " ").split()
+    assert socket.gethostname() not in words
+    assert getpass.getuser() not in words
+
+
+def test_cpu_facts_read_x86_and_arm() -> None:
+    x86 = "processor : 0\nmodel name\t: Fast CPU\nflags\t\t: fpu avx2 avx512_vnni made_up\n"
+    assert env.cpu_facts(x86) == ("Fast CPU", ["avx2", "avx512_vnni"])
+    assert env.cpu_facts("processor : 0\nFeatures : fp asimd asimddp\n") == ("", ["asimd", "asimddp"])
+    assert env.cpu_facts("") == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("load", "percents", "expected"),
+    [(0.1, [0.0, 0.0], 0), (99.0, [0.0, 0.0], 1), (0.1, [0.0, 80.0], 1), (99.0, [0.0, 80.0], 2), (0.1, [80.0, 0.0], 0)],
+)
+def test_busy_machine_is_noticed_on_the_measured_core(
+    load: float, percents: list[float], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: percents)
+    monkeypatch.setattr(env.os, "cpu_count", lambda: 2)
+    assert len(env.busy_warnings([1])) == expected

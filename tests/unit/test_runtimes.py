@@ -1,0 +1,236 @@
+"""Runtimes and targets: what is offered, what is refused and with which reason, equal outputs in process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compress.artifact import Artifact
+from compress.data.encoded import Encoded
+from compress.errors import MissingCapabilityError, ModelError, RecipeError
+from compress.runtimes import cuda, onnxruntime, tensorrt
+from compress.runtimes.base import runtimes
+from compress.runtimes.cores import pinned_cores, thread_count, usable_cores
+from compress.runtimes.target import Target, builtin_targets, find_target
+
+EXPECTED = {
+    "edge-512m": ("onnxruntime", "cpu", 1, 512 * 2**20, "proxy"),
+    "openvino-cpu-1t": ("openvino", "cpu", 1, None, "measured"),
+    "ort-cpu": ("onnxruntime", "cpu", None, None, "measured"),
+    "ort-cpu-1t": ("onnxruntime", "cpu", 1, None, "measured"),
+    "tensorrt": ("tensorrt", "cuda", None, None, "measured"),
+    "torch-cpu-1t": ("torch", "cpu", 1, None, "measured"),
+    "torch-cuda": ("torch", "cuda", None, None, "measured"),
+}
+
+
+def test_builtin_targets_are_these() -> None:
+    found = {
+        name: (t.runtime, t.device, t.threads, t.memory_bytes, t.evidence) for name, t in builtin_targets().items()
+    }
+    assert found == EXPECTED
+    assert all(target.description for target in builtin_targets().values())
+
+
+def test_unknown_target_is_corrected() -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_target("ort-cpu-t1")
+    assert "'ort-cpu-1t'" in caught.value.fix
+
+
+def test_every_runtime_names_itself_and_its_kinds() -> None:
+    kinds = {name: set(runtimes.get(name).kinds) for name in ("torch", "onnxruntime", "openvino", "tensorrt")}
+    assert kinds == {
+        "torch": {"torch"},
+        "onnxruntime": {"onnx"},
+        "openvino": {"onnx", "openvino"},
+        "tensorrt": {"tensorrt"},
+    }
+    assert all(runtimes.get(name).name == name for name in kinds)
+
+
+def test_asking_what_is_here_imports_no_framework() -> None:
+    code = (
+        "import sys\n"
+        "from compress.runtimes.base import runtimes\n"
+        "from compress.runtimes.target import builtin_targets\n"
+        "from compress.bench import protocol, statistics\n"
+        "answers = [runtimes.get(t.runtime)().available(t) for t in builtin_targets().values() if t.device == 'cpu']\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'tensorrt'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_threads_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, every = find_target("ort-cpu-1t"), find_target("ort-cpu")
+    assert (thread_count(one), thread_count(every)) == (1, len(usable_cores()))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 0, 3}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
+    assert (pinned_cores(one), pinned_cores(every)) == ([5], [0, 3, 5])
+    assert pinned_cores(Target(name="x", runtime="torch", threads=9)) == [0, 3, 5]
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert pinned_cores(one) == []
+
+
+def test_two_onnxruntime_wheels_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_onnx: Callable[..., Artifact]
+) -> None:
+    monkeypatch.setattr(
+        onnxruntime, "_is_installed", lambda distribution: distribution in {"onnxruntime", "onnxruntime-gpu"}
+    )
+    found = onnxruntime.OnnxRuntime().available(find_target("ort-cpu-1t"))
+    assert not found.ok
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in found.reason
+    with pytest.raises(MissingCapabilityError) as caught:
+        onnxruntime.OnnxRuntime().open(tiny_onnx(), find_target("ort-cpu-1t"))
+    assert "overwrite each other" in caught.value.value
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_absent_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = runtimes.get(name)
+    monkeypatch.setattr(sys.modules[runtime.__module__], "find_spec", lambda package: None)
+    found = runtime().available(Target(name="x", runtime=name))
+    assert not found.ok
+    assert "pip install 'mcompress[" in found.reason
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_cpu_runtimes_do_not_fall_back_from_cuda(name: str) -> None:
+    found = runtimes.get(name)().available(Target(name="x", runtime=name, device="cuda"))
+    assert (found.ok, "no device 'cuda'" in found.reason) == (False, True)
+
+
+def test_tensorrt_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "find_spec", lambda package: None)
+    monkeypatch.setattr(tensorrt, "why_no_cuda", lambda: "no NVIDIA driver is installed")
+    found = tensorrt.TensorrtRuntime().available(find_target("tensorrt"))
+    assert not found.ok
+    assert "mcompress[tensorrt]" in found.reason
+    assert "no NVIDIA driver" in found.reason
+
+
+class Driver:
+    """A stand-in for libcuda."""
+
+    def __init__(self, init: int, devices: int) -> None:
+        self.init, self.devices = init, devices
+
+    def cuInit(self, flags: int) -> int:
+        return self.init
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self.devices
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [(Driver(0, 1), ""), (Driver(0, 0), "sees no CUDA device"), (Driver(100, 1), "cuInit returned 100")],
+)
+def test_cuda_probe_asks_the_driver(driver: Driver, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: driver)
+    reason = cuda.why_no_cuda()
+    assert expected in reason
+    assert bool(reason) == bool(expected)
+
+
+def test_cuda_probe_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", absent)
+    assert "no NVIDIA driver" in cuda.why_no_cuda()
+
+
+def expected_logits(artifact: Artifact, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Compute the tiny graph in numpy: masked mean of embeddings, then a linear layer."""
+    import onnx
+    from onnx import numpy_helper
+
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(artifact.file()).graph.initializer}
+    mask = batch["attention_mask"][..., None]
+    pooled = (weights["embedding"][batch["input_ids"]] * mask).sum(1) / mask.sum(1)
+    return pooled @ weights["weight"] + weights["bias"]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_sessions_compute_the_graph(name: str, tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> None:
+    pytest.importorskip(name)
+    artifact, batch = tiny_onnx(), tiny_encoded.batch([0, 1, 2, 3])
+    extra = batch | {"token_type_ids": np.zeros_like(batch["input_ids"])}
+    with runtimes.get(name)().open(artifact, Target(name="x", runtime=name, threads=1)) as session:
+        first = session.run(extra)
+        session.run(tiny_encoded.batch([5]))
+        assert first["logits"].dtype == np.float32
+        np.testing.assert_allclose(first["logits"], expected_logits(artifact, batch), rtol=1e-5, atol=1e-5)
+        assert session.placement()["operators"]
+
+
+def test_missing_input_is_an_error_with_its_name(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> None:
+    batch = tiny_encoded.batch([0])
+    del batch["attention_mask"]
+    session = onnxruntime.OnnxRuntime().open(tiny_onnx(), find_target("ort-cpu-1t"))
+    with pytest.raises(ModelError) as caught:
+        session.run(batch)
+    assert caught.value.value == "attention_mask"
+
+
+def test_memory_limited_placement_opens_no_second_session(tiny_onnx: Callable[..., Artifact]) -> None:
+    with onnxruntime.OnnxRuntime().open(tiny_onnx(), find_target("edge-512m")) as session:
+        assert session.placement() == {"providers": ["CPUExecutionProvider"]}
+
+
+@pytest.mark.parametrize(
+    ("operator", "integer"),
+    [
+        ("MatMulIntegerToFloat", True),
+        ("DynamicQuantizeMatMul", True),
+        ("QLinearMatMul", True),
+        ("QGemm", True),
+        ("QAttention", True),
+        ("MatMul", False),
+        ("QuantizeLinear", False),
+        ("DequantizeLinear", False),
+    ],
+)
+def test_integer_operators(operator: str, integer: bool) -> None:
+    assert onnxruntime.is_integer(operator) == integer
+
+
+def test_torch_session_sets_threads_and_puts_them_back(
+    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    class Sum(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+            total = (input_ids * attention_mask).sum(1, keepdim=True).double()
+            return SimpleNamespace(logits=total * torch.get_num_threads())
+
+    monkeypatch.setattr("compress.models.loading.load_torch", lambda folder, task: Sum())
+    before = torch.get_num_threads()
+    batch = tiny_encoded.batch([0, 1])
+    extra = batch | {"token_type_ids": np.zeros_like(batch["input_ids"])}
+    with runtimes.get("torch")().open(tiny_onnx(), Target(name="x", runtime="torch", threads=before + 1)) as session:
+        logits = session.run(extra)["logits"]
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits[:, 0], batch["input_ids"].sum(1) * (before + 1))
+    assert torch.get_num_threads() == before
+
+
+def test_tensorrt_says_why_it_cannot_read_a_plan() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    with pytest.raises(ModelError, match="can read this engine") as caught:
+        tensorrt._deserialize(b"not a plan" * 10)
+    assert "Serialization" in caught.value.value
