@@ -160,4 +160,6 @@ def _row(text: Any) -> dict[str, Any]:
         return {"text": text}
     if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
         return {"text": text[0], "text_pair": text[1]}
-    raise DataError("A predictor takes strings or pairs of strings.", value=repr(text)[:80], fix="Pass str or (str, str).")
+    raise DataError(
+        "A predictor takes strings or pairs of strings.", value=repr(text)[:80], fix="Pass a str or a (str, str)."
+    )

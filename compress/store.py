@@ -82,7 +82,7 @@ class Store:
                 entry.parent.mkdir(parents=True, exist_ok=True)
                 if entry.exists():
                     shutil.rmtree(entry)
-                os.rename(work, entry)
+                work.rename(entry)
                 _sync_folder(entry.parent)
             shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
             return self._entry(key) / "payload", False

@@ -10,6 +10,7 @@ import pytest
 
 from compress.artifact import Artifact, Graph, PassRecord, TensorSpec, create_artifact
 from compress.data.encoded import Encoded
+from compress.tasks.text_classification import TextClassification
 
 VOCABULARY = 50
 
@@ -82,3 +83,94 @@ def _tiny_graph(seed: int, labels: int, hidden: int) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()
+
+
+WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] the a film was is and not but never good bad dull fine great slow order
+card train she he it works i my please cancel why for same with an ##s ##ed ##ing . , ; ' ? : half second first"""
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return ``build(family="bert", pruned=False)``: a folder with a random two-layer classifier and its tokenizer.
+
+    Families: bert, roberta, distilbert. Hidden 32, 4 heads of 8, 64 neurons, 3 labels, up to 64 tokens; pruned
+    ones keep 1 and 3 heads, 24 and 40 neurons. Weights are large enough that every sentence gets other logits.
+    """
+    made: dict[tuple[str, bool], Path] = {}
+
+    def build(family: str = "bert", pruned: bool = False) -> Path:
+        if (family, pruned) not in made:
+            made[family, pruned] = tmp_path_factory.mktemp(family)
+            _write_classifier(made[family, pruned], family, pruned)
+        return made[family, pruned]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_exported(
+    tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Artifact]:
+    """Return ``build(family="bert", pruned=False)``: the ONNX artifact of ``tiny_classifier``, exported once."""
+    made: dict[tuple[str, bool], Artifact] = {}
+
+    def build(family: str = "bert", pruned: bool = False) -> Artifact:
+        if (family, pruned) not in made:
+            made[family, pruned] = _export(tiny_classifier(family, pruned), tmp_path_factory.mktemp("onnx"))
+        return made[family, pruned]
+
+    return build
+
+
+def tiny_task() -> TextClassification:
+    return TextClassification(("bad", "fine", "good"), max_length=32)
+
+
+def _write_classifier(folder: Path, family: str, pruned: bool) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
+
+    from compress.models.families import encoder_layers
+    from compress.models.loading import save_torch
+    from compress.models.structure import keep_units
+
+    torch.set_num_threads(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if family == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    positions = 66 if family == "roberta" else 64
+    options = {"max_position_embeddings": positions, "num_labels": 3, "initializer_range": 0.2, "pad_token_id": 0}
+    types = {"type_vocab_size": 1} if family == "roberta" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, vocab_size=len(WORDS.split()), **sizes, **options, **types)
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    if pruned:
+        for layer, heads, neurons in zip(encoder_layers(model), ([2], [0, 1, 3]), (24, 40), strict=True):
+            keep_units(layer, heads, range(neurons))
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS.split())}, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    save_torch(model, folder, tokenizer_from=folder)
+
+
+def _export(source: Path, folder: Path) -> Artifact:
+    from compress.export.companions import copy_companions
+    from compress.export.onnx_export import export_onnx
+    from compress.export.signature import read_graph
+    from compress.models.loading import load_torch
+
+    notes = export_onnx(load_torch(source, tiny_task()), folder / "model.onnx")
+    copy_companions(source, folder)
+    return create_artifact(
+        folder,
+        kind="onnx",
+        task=tiny_task().dump(),
+        graphs={"model": read_graph(folder / "model.onnx")},
+        parameters=1000,
+        macs=2000,
+        notes=notes,
+        made_by=PassRecord(name="test", version=1, config={}),
+    )

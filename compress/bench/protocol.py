@@ -1,9 +1,11 @@
-"""The measuring protocol: every artifact of a target side by side, in interleaved rounds.
+"""The measuring protocol: artifacts side by side, in interleaved rounds.
 
-For one target: open each artifact in a fresh child, warm it up, then run rounds A B C, B C A, C A B over one
-seeded sequence of real inputs. While one child is timed the others wait on their standard input, so they use no
-processor, and slow drift of the machine falls on all of them alike. Then, one child after another: peak memory,
-predictions of every example, throughput, operator placement. A child that fails leaves a row with the reason.
+Subjects whose targets share a device and a number of threads form one group, so that a ratio between two runtimes
+is as fair as one between two artifacts. For each group: open each artifact in a fresh child, warm it up, then run
+rounds A B C, B C A, C A B over one seeded sequence of real inputs. While one child is timed the others wait on their
+standard input, so they use no processor, and slow drift of the machine falls on all of them alike. Then, one child
+after another: peak memory, predictions of every example, throughput, operator placement. A child that fails leaves a
+row with the reason.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ def _silent(message: str, done: int | None = None, total: int | None = None) -> 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an artifact and the examples as its own tokenizer encodes them."""
+    """What is measured: an artifact on a target, and the examples as its own tokenizer encodes them."""
 
     label: str
     artifact: Artifact
     encoded: Encoded
+    target: Target
 
 
 def fits(kind: Kind, target: Target) -> bool:
@@ -56,7 +59,6 @@ def fits(kind: Kind, target: Target) -> bool:
 
 def measure(
     subjects: Sequence[Subject],
-    target: Target,
     *,
     settings: MeasureSettings,
     work: Path,
@@ -64,11 +66,11 @@ def measure(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Measurement]:
-    """Measure every subject that fits ``target``, side by side.
+    """Measure subjects side by side, group by group.
 
     Args:
-        subjects: artifacts with the same examples, in the same order.
-        target: where to run; its memory limit binds each measuring process.
+        subjects: artifacts with the same examples, in the same order; each fits its target, whose memory limit
+            binds its process.
         settings: the recipe's ``measure:`` section.
         work: existing folder for intermediate files; they are removed.
         emit: progress sink.
@@ -76,32 +78,51 @@ def measure(
         clock: seconds, for the time budget of the rounds.
 
     Returns:
-        One row per fitting subject, in their order: ok, or skipped, failed or oom with the reason.
+        One row per subject, in their order: ok, or skipped, failed or oom with the reason.
 
     Raises:
         UsageError: the subjects do not have the same number of examples.
     """
-    lanes = [_Lane(subject, target) for subject in subjects if fits(subject.artifact.kind, target)]
+    lanes = [_Lane(subject) for subject in subjects]
     if not lanes:
         return []
-    found = runtimes.get(target.runtime)().available(target)
-    if not found.ok:
-        return [lane.stopped("skipped", found.reason).measurement() for lane in lanes]
-    sequence = _sequence([lane.subject.encoded for lane in lanes], settings.inputs, seed)
-    warnings = busy_warnings(pinned_cores(target))
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        files = _save_encoded(lanes, Path(folder))
-        for launch in range(settings.launches):
-            last = launch == settings.launches - 1
-            with ExitStack() as stack:
-                for lane in lanes:
-                    emit(f"{target.name}: opening {lane.subject.label}")
-                    lane.launch(stack, files[id(lane.subject.encoded)], sequence, settings.warmup_seconds)
-                _run_rounds(lanes, sequence, settings, emit=emit, clock=clock)
-                for lane in lanes if last else ():
-                    emit(f"{target.name}: memory, predictions, throughput of {lane.subject.label}")
-                    lane.finish(sequence, settings, Path(folder) / "outputs.npy")
-    return [lane.measurement(warnings, sequence) for lane in lanes]
+    sequence = _sequence([subject.encoded for subject in subjects], settings.inputs, seed)
+    for lane in lanes:
+        found = runtimes.get(lane.target.runtime)().available(lane.target)
+        if not found.ok:
+            lane.stopped("skipped", found.reason)
+    groups: dict[tuple[str, int], list[_Lane]] = {}
+    for lane in lanes:
+        if "status" not in lane.facts:
+            groups.setdefault((lane.target.device, thread_count(lane.target)), []).append(lane)
+    for group in groups.values():
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            _measure_group(group, sequence, settings, Path(folder), emit=emit, clock=clock)
+    return [lane.measurement(sequence) for lane in lanes]
+
+
+def _measure_group(
+    lanes: Sequence[_Lane],
+    sequence: Sequence[int],
+    settings: MeasureSettings,
+    folder: Path,
+    *,
+    emit: Emit,
+    clock: Callable[[], float],
+) -> None:
+    busy = busy_warnings(pinned_cores(lanes[0].target))
+    for lane in lanes:
+        lane.warnings += busy
+    files = _save_encoded(lanes, folder)
+    for launch in range(settings.launches):
+        with ExitStack() as stack:
+            for number, lane in enumerate(lanes):
+                emit("measuring: opening artifacts", number + 1, len(lanes))
+                lane.launch(stack, files[id(lane.subject.encoded)], sequence, settings.warmup_seconds)
+            _run_rounds(lanes, sequence, settings, emit=emit, clock=clock)
+            for number, lane in enumerate(lanes if launch == settings.launches - 1 else ()):
+                lane.finish(sequence, settings, folder / "outputs.npy")
+                emit("measuring: memory, predictions, throughput", number + 1, len(lanes))
 
 
 def predict(artifact: Artifact, target: Target, encoded: Encoded, *, work: Path, batch_size: int = 1) -> np.ndarray:
@@ -148,11 +169,14 @@ class _Lane:
     """One subject on its way through the protocol: its child and what is known so far."""
 
     subject: Subject
-    target: Target
     child: Child | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     samples: list[list[list[float]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def target(self) -> Target:
+        return self.subject.target
 
     def stopped(self, status: str, reason: str) -> _Lane:
         self.facts |= {"status": status, "reason": reason}
@@ -219,7 +243,7 @@ class _Lane:
         if "throughput_per_s" in self.facts:
             self.facts["throughput_batch"] = batch
 
-    def measurement(self, warnings: Sequence[str] = (), sequence: Sequence[int] = ()) -> Measurement:
+    def measurement(self, sequence: Sequence[int]) -> Measurement:
         """Build the row. A launch without a single round is dropped from the samples."""
         manifest, lengths = self.subject.artifact.manifest, self.subject.encoded.lengths
         facts = {"status": "ok"} | self.facts
@@ -236,7 +260,7 @@ class _Lane:
             samples_ms=[launch for launch in self.samples if launch],
             input_indices=list(sequence),
             input_tokens=[int(lengths[index]) for index in sequence],
-            warnings=[*warnings, *self.warnings],
+            warnings=self.warnings,
             **facts,
         )
 
@@ -285,9 +309,9 @@ def _run_rounds(
     for number in range(settings.rounds):
         if number >= MINIMUM_ROUNDS and clock() - start >= budget:
             for lane in lanes:
-                lane.warnings.append(f"{number} of {settings.rounds} rounds: the time for this target was used up")
+                lane.warnings.append(f"{number} of {settings.rounds} rounds: the time for this group was used up")
             return
         shift = number % len(lanes)
         for lane in (*lanes[shift:], *lanes[:shift]):
             lane.round(sequence)
-        emit(f"{lanes[0].target.name}: timing", number + 1, settings.rounds)
+        emit("measuring: timing rounds", number + 1, settings.rounds)

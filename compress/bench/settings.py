@@ -11,7 +11,7 @@ MINIMUM_ROUNDS = 3
 
 
 class MeasureSettings(BaseModel):
-    """Where and how the artifacts of a run are measured. Times are per target, for all artifacts together."""
+    """Where and how artifacts are measured. Times are per group of targets with the same device and threads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,7 +25,9 @@ def export(
     if not step:
         chosen = read_report(run).verdict.step
         if chosen is None:
-            raise UsageError("The report ships nothing.", value=run, fix="Name a step: `mcompress export RUN:STEP DIR`.")
+            raise UsageError(
+                "The report ships nothing.", value=run, fix="Name a step: `mcompress export RUN:STEP DIR`."
+            )
         step = chosen
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("The folder exists and is not empty.", value=out, fix="Choose another one.")

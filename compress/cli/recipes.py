@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from compress.cli.console import JsonOption, guarded, print_json
 from compress.errors import UsageError, did_you_mean
+from compress.registry import Registry
 
 _THINGS = ("recipes", "passes", "targets", "runtimes", "tasks")
 
@@ -68,8 +70,8 @@ def _list(thing: str) -> dict[str, str]:
     from compress.runtimes.base import runtimes
     from compress.tasks.base import tasks
 
-    registry = {"passes": passes, "runtimes": runtimes, "tasks": tasks}[thing]
-    return {name: registry.origin(name) for name in registry}
+    registries: dict[str, Registry[Any]] = {"passes": passes, "runtimes": runtimes, "tasks": tasks}
+    return {name: registries[thing].origin(name) for name in registries[thing]}
 
 
 def _first_comment(text: str) -> str:

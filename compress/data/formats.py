@@ -165,7 +165,7 @@ def _read_text(path: Path) -> str:
 def _read_parquet(path: Path) -> Table:
     import pyarrow  # type: ignore[import-untyped]
     from datasets import Dataset
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     try:
         table = parquet.read_table(path)

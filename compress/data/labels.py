@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from compress.data.config import Problem
 from compress.data.splits import Row
 from compress.errors import DataError, did_you_mean
 
 Label = str | list[str] | float
 
 
-def parse_label(value: Any, problem: Problem, separator: str, place: str) -> Label:
+def parse_label(value: Any, problem: str, separator: str, place: str) -> Label:
     """Read one label.
 
     Args:

@@ -70,6 +70,25 @@ def load_data(
     )
 
 
+def read_rows(
+    path: Path,
+    *,
+    text_columns: Sequence[str] = ("text", "text_pair"),
+    problem: str = "single_label",
+    label_separator: str = ",",
+) -> list[Row]:
+    """Read one file or saved folder whose columns have the task's names; without a label column, rows have no label.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or holds a row without text or with a bad label.
+    """
+    table = read_table(path, "test")
+    config = DataConfig(test=Source(path=path.name), label_separator=label_separator)
+    rows = _task_rows(table, config, text_columns, problem, labelled="label" in table.columns)
+    _refuse_empty("test", rows, table.name)
+    return rows
+
+
 def _read_all(
     config: DataConfig, expand: Expand, text_columns: Sequence[str], problem: Problem
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
@@ -142,7 +161,7 @@ def _open(source: Source, split: str, expand: Expand) -> Table:
 
 
 def _task_rows(
-    table: Table, config: DataConfig, text_columns: Sequence[str], problem: Problem, *, labelled: bool
+    table: Table, config: DataConfig, text_columns: Sequence[str], problem: str, *, labelled: bool
 ) -> list[Row]:
     """Rename columns to the task's, and check and parse every cell that the task reads."""
     needed = {text_columns[0], *(["label"] if labelled else [])}

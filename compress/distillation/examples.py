@@ -16,7 +16,7 @@ TARGETS = "targets"
 LABELLED = "labelled"
 
 
-class Examples(Dataset[dict[str, np.ndarray]]):
+class Examples(Dataset[dict[str, np.ndarray]]):  # type: ignore[misc]
     """Encoded examples with targets, and optionally with a teacher's outputs.
 
     Args:

@@ -12,7 +12,11 @@ from compress.tasks.base import Task
 
 
 def task_loss(
-    task: Task, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor | None = None, smoothing: float = 0.0
+    task: Task,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    labelled: torch.Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Return the task's loss, averaged over the batch; unlabelled examples contribute nothing.
 
@@ -59,7 +63,9 @@ def hidden_loss(
     return torch.stack(terms).mean()
 
 
-def relation_loss(student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, heads: int) -> torch.Tensor:
+def relation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, heads: int
+) -> torch.Tensor:
     """Return the self-attention relation loss of MiniLMv2 (Wang et al. 2021, arXiv:2012.15828, eq. 5-7).
 
     Queries, keys and values are each split anew into ``heads`` relation heads, so that neither the widths

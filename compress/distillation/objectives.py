@@ -53,7 +53,7 @@ class DistillationObjective:
     task: Task
     weights: Mapping[str, float]
     temperature: float
-    terms: Terms = Terms()
+    terms: Terms
     student_layers: tuple[int, ...] = ()
     most_heads: int = 12
     teacher: PreTrainedModel | None = field(default=None, repr=False)

@@ -22,21 +22,23 @@ Emit = Callable[..., None]
 SCORE = "score"
 
 
-class Learner(nn.Module):
+class Learner(nn.Module):  # type: ignore[misc]
     """A student, and the maps that only training needs: checkpoints hold both, artifacts the student alone.
 
     Args:
         student: the model that will be kept.
         widths: for each pair of compared layers (student width, teacher width); where they differ a linear
             map without bias leads from one to the other, as in TinyBERT (arXiv:1909.10351, eq. 8).
+        seed: of the maps' initial weights.
     """
 
-    def __init__(self, student: PreTrainedModel, widths: tuple[tuple[int, int], ...] = ()) -> None:
+    def __init__(self, student: PreTrainedModel, widths: tuple[tuple[int, int], ...] = (), seed: int = 0) -> None:
         super().__init__()
         self.student = student
-        self.maps = nn.ModuleList(
-            nn.Identity() if inner == outer else nn.Linear(inner, outer, bias=False) for inner, outer in widths
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            maps = [nn.Identity() if inner == outer else nn.Linear(inner, outer, bias=False) for inner, outer in widths]
+        self.maps = nn.ModuleList(maps)
 
     def forward(self, **inputs: torch.Tensor) -> Any:
         return self.student(**inputs)
@@ -46,7 +48,7 @@ Objective = Callable[[Learner, Mapping[str, torch.Tensor]], tuple[torch.Tensor, 
 """What is minimised: (learner, collated batch) -> (scalar loss, logits (batch, labels))."""
 
 
-class ObjectiveTrainer(Trainer):
+class ObjectiveTrainer(Trainer):  # type: ignore[misc]
     """Minimises an ``Objective`` in training and reports the plain task loss in evaluation.
 
     Args:
@@ -106,7 +108,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         scores = [entry[f"eval_{SCORE}"] for entry in state.log_history if f"eval_{SCORE}" in entry]
-        self._emit(f"epoch {len(scores)}: validation {self._metric} {scores[-1]:.4f}", state.global_step, state.max_steps)
+        self._emit(
+            f"epoch {len(scores)}: validation {self._metric} {scores[-1]:.4f}", state.global_step, state.max_steps
+        )
         signed = [self._sign * score for score in scores]
         if self._patience is not None and len(signed) - 1 - signed.index(max(signed)) >= self._patience:
             control.should_training_stop = True

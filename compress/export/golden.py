@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from compress.tasks.base import Task
+
+
+INSTALL = 'pip install "mcompress[cpu]"'
+
+
+def missing_onnxruntime() -> tuple[str, ...]:
+    """Return the sentence for ``Plan.missing`` where ONNX Runtime is not installed. Imports nothing."""
+    if importlib.util.find_spec("onnxruntime"):
+        return ()
+    return (f"onnxruntime is not installed: {INSTALL}",)
 
 
 def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:
@@ -48,7 +59,7 @@ def open_session(onnx_file: Path, threads: int = 1) -> onnxruntime.InferenceSess
         raise MissingCapabilityError(
             "This step runs an ONNX model, and ONNX Runtime is not installed.",
             value="onnxruntime",
-            fix='Install it: pip install "mcompress[cpu]" (or "mcompress[gpu]", never both).',
+            fix=f'Install it: {INSTALL} (or "mcompress[gpu]", never both).',
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -54,7 +54,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def drop_stale_value_info(graph: onnx.GraphProto) -> None:
-    """Drop ``value_info`` of initializers: it goes stale when a pass rewrites a weight, and shape inference then fails."""
+    """Drop ``value_info`` of initializers: it goes stale when a weight is rewritten, and shape inference then fails."""
     initializers = {tensor.name for tensor in graph.initializer}
     kept = [info for info in graph.value_info if info.name not in initializers]
     del graph.value_info[:]

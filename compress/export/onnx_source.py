@@ -14,6 +14,7 @@ from compress.export.companions import COMPANIONS
 from compress.export.onnx_clean import clean, write_onnx
 from compress.export.onnx_export import INPUTS
 from compress.export.signature import tensor_spec
+from compress.models.families import FAMILIES
 from compress.models.loading import CONFIG
 from compress.models.source import DEFAULT_MAX_LENGTH, label_names, problem_of
 from compress.tasks.base import tasks
@@ -33,6 +34,7 @@ def take_in_onnx(
     task_name: str,
     labels: Mapping[str, str] | None = None,
     max_length: int | None = None,
+    problem: str | None = None,
 ) -> dict[str, Any]:
     """Write a user's ONNX file into ``out`` as ``model.onnx`` (weights inside) with config.json and tokenizer.
 
@@ -44,6 +46,7 @@ def take_in_onnx(
         labels: the model's label names -> the names to use. Without a config.json the model's names are
             LABEL_0, LABEL_1, ...
         max_length: longest input in tokens; at most what config.json allows.
+        problem: single_label, multi_label or regression; default: what config.json says.
 
     Returns:
         The task's options, as ``Task.dump()`` gives them.
@@ -53,7 +56,6 @@ def take_in_onnx(
     """
     path = Path(path).expanduser()
     model = _read(path)
-    _check_operators(model)
     inputs = _check_inputs(model.graph)
     width = _check_output(model.graph)
     tokenizer = _find(path, "tokenizer.json")
@@ -64,11 +66,11 @@ def take_in_onnx(
             fix="Save the model's fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
         )
     config = _config(path, width, inputs)
-    names = label_names(config, labels)
+    problem = problem or problem_of(config)
+    names = [] if problem == "regression" else label_names(config, labels)
     _check_width(config, names, width)
-    longest = int(config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH)
-    length = min(longest, max_length or _recorded_length(model) or DEFAULT_MAX_LENGTH)
-    options = {"name": task_name, "labels": names, "problem": problem_of(config), "max_length": length}
+    length = _length(config, max_length or _recorded_length(model))
+    options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
     task = tasks.get(task_name).parse(options)
     write_onnx(clean(model), out / "model.onnx")
     for name in COMPANIONS:
@@ -88,6 +90,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError("The ONNX file does not exist.", value=path.name, fix="Give the path of an .onnx file.")
     try:
         model = onnx.load(path, load_external_data=False)
+        _check_operators(model)
         _check_external(model, path.parent)
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
@@ -191,6 +194,17 @@ def _config(path: Path, width: int | None, inputs: list[TensorSpec]) -> dict[str
     typed = any(spec.name == "token_type_ids" for spec in inputs)
     labels = {str(i): f"LABEL_{i}" for i in range(width)}
     return {"id2label": labels, "type_vocab_size": 2 if typed else 1}
+
+
+def _length(config: Mapping[str, Any], wanted: int | None) -> int:
+    """Return the wanted length, cut to the rows of the position table where config.json tells."""
+    wanted = wanted or DEFAULT_MAX_LENGTH
+    positions = config.get("max_position_embeddings")
+    if positions is None:
+        return wanted
+    kind = config.get("model_type")
+    offset = next((family.position_offset for family in FAMILIES if kind in family.model_types), 0)
+    return min(wanted, int(positions) - offset)
 
 
 def _recorded_length(model: onnx.ModelProto) -> int | None:

@@ -1,7 +1,8 @@
 """Build a TensorRT engine from an ONNX file, on the CPU if need be, and write down what went into it.
 
-TensorRT chooses kernels by timing them where there is a GPU, so two builds of one model may differ in bytes
-(and in speed, a little); the sidecar ties an engine to its ONNX file by sha256.
+Without a GPU, TensorRT-RTX gives the same bytes each time. With one, TensorRT chooses kernels by timing them, so
+two builds of one model may differ in bytes, and a little in speed. The sidecar ties an engine to its ONNX file by
+sha256.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import RunError
+from compress.export.signature import read_traits
 from compress.export.trt_api import Trt, load_trt, logged
 from compress.export.trt_profile import Profile
 
@@ -57,7 +59,9 @@ def build_engine(
         network = builder.create_network(flag)
         parser = trt.module.OnnxParser(network, logger)
         if not parser.parse_from_file(str(onnx_file)):
-            raise _refused(trt, "parse the ONNX file", [_describe(parser.get_error(i)) for i in range(parser.num_errors)])
+            raise _refused(
+                trt, "parse the ONNX file", [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
+            )
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, workspace_bytes)
         config.profiling_verbosity = trt.module.ProfilingVerbosity.DETAILED
@@ -90,13 +94,9 @@ def build_engine(
 
 def precision_of(onnx_file: Path, tf32: bool) -> str:
     """Return what a strongly typed engine of an ONNX file computes in: int8, fp16, tf32 or fp32-strict."""
-    import onnx
-
-    graph = onnx.load(onnx_file, load_external_data=False).graph
-    if any(node.op_type == "DequantizeLinear" for node in graph.node):
-        return "int8"
-    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer):
-        return "fp16"
+    for trait in ("int8", "fp16"):
+        if trait in read_traits(onnx_file):
+            return trait
     return "tf32" if tf32 else "fp32-strict"
 
 

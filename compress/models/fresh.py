@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from compress.errors import UsageError
 from compress.models.loading import save_torch
 from compress.tasks.base import Task
 
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PRIVATE = 0xF0000
+"""First code point of Unicode's supplementary private use area A."""
 
 
 def fresh_classifier(
@@ -71,16 +74,46 @@ def fresh_classifier(
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> Any:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(_SPECIALS), min_frequency=2, show_progress=False
-    )
-    learner.train_from_iterator(texts, trainer)
-    vocabulary = cast("Mapping[str, int]", learner.get_vocab())
-    ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    return BertTokenizer(vocab=ordered, do_lower_case=True, model_max_length=max_length)
+    vocabulary = learn_wordpieces(texts, vocab_size - len(_SPECIALS))
+    tokens = {token: i for i, token in enumerate((*_SPECIALS, *vocabulary))}
+    return BertTokenizer(vocab=tokens, do_lower_case=True, model_max_length=max_length)
+
+
+def learn_wordpieces(texts: Sequence[str], size: int) -> list[str]:
+    """Learn a WordPiece vocabulary from lower-cased texts: characters first, then merges by frequency.
+
+    ``tokenizers.trainers.WordPieceTrainer`` numbers its ``##`` pieces in the order of a randomly seeded hash
+    map. Here every character inside a word is first replaced by a private one of its own, so that the plain
+    BPE trainer, which sorts its alphabet, learns the same pieces in the same order each time.
+
+    Args:
+        texts: raw texts.
+        size: pieces at most; all characters are kept in any case.
+
+    Returns:
+        Pieces in id order; those that continue a word begin with ``##``.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    words = _count_words(texts)
+    alphabet = sorted({char for word in words for char in word})
+    inner = {char: chr(_PRIVATE + i) for i, char in enumerate(alphabet)}
+    outer = {mark: char for char, mark in inner.items()}
+    marked = {word[0] + "".join(inner[char] for char in word[1:]): count for word, count in words.items()}
+    learner = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False)
+    learner.train_from_iterator((word for word, count in marked.items() for _ in range(count)), trainer)
+    pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    plain = ("".join(outer.get(char, char) for char in piece) for piece, _ in pieces)
+    return [f"##{text}" if piece[0] in outer else text for text, (piece, _) in zip(plain, pieces, strict=True)]
+
+
+def _count_words(texts: Sequence[str]) -> dict[str, int]:
+    """Split texts as BERT does; return word -> count, sorted by word."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    return dict(sorted(counts.items()))

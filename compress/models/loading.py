@@ -110,9 +110,11 @@ def quiet() -> Iterator[None]:
 
 
 def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
+    from safetensors import SafetensorError
+
     try:
         loaded: Any = task.load_model(folder, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             "The weights do not fit config.json.",
             value=f"{folder.name}: {_first_line(error)}",
@@ -125,6 +127,7 @@ def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
 
 def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
     import transformers
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers.initialization import no_init_weights
 
@@ -139,10 +142,10 @@ def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
     with no_init_weights():
         model = class_(config)
     apply_structure(model, structure)
-    weights = {name: _as_float32(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
     try:
+        weights = {name: _as_float32(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise ModelError(
             "The weights do not fit structure.json.",
             value=f"{folder.name}: {_first_line(error)}",

@@ -34,13 +34,6 @@ _HF_PROBLEMS = {
     "regression": "regression",
 }
 _LOCAL_KEYS = {"is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file"}
-    "is_local",
-    "local_files_only",
-    "name_or_path",
-    "special_tokens_map_file",
-    "tokenizer_file",
-    "vocab_file",
-}
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _IGNORABLE = re.compile(r"(^|\.)(position_ids|token_type_ids|pooler\.dense\.(weight|bias))$")
 """Left-over keys without effect: buffers of older releases, and a pooler that the model class does not use."""
@@ -201,12 +194,13 @@ def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, bool]:
 def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Load a model and return the keys that are missing and left over; new weights come from seed 0."""
     import torch
+    from safetensors import SafetensorError
 
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loaded: Any = task.load_model(folder, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(
             "The weights do not fit config.json, or the file is damaged.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import RecipeError
 from compress.models.counting import count_macs, count_parameters, encoder_macs, layer_parameters
+from compress.models.depth import choose_layers
 from compress.models.families import dimensions, family_of
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
@@ -91,7 +92,7 @@ class Distill(Pass):
         return Plan(summary, replace(student, traits=student.traits | self.adds))
 
     def apply(self, inputs: Mapping[str, Artifact], config: DistillConfig, context: Context) -> Artifact:
-        from compress.distillation.distilling import Recipe, distill
+        from compress.distillation.distilling import Settings, distill
         from compress.distillation.training import Place, Schedule
         from compress.models.golden import golden_torch
         from compress.models.loading import save_torch
@@ -104,7 +105,7 @@ class Distill(Pass):
         model, history = distill(
             inputs["model"],
             inputs["teacher"],
-            Recipe(
+            Settings(
                 weights=config.weights.model_dump(),
                 temperature=config.temperature,
                 student_layers=None if config.student is None else config.student.layers,
@@ -140,8 +141,8 @@ def _layer_count(student: StudentConfig) -> int:
 
 
 def _plan_layers(teacher: ModelInfo, student: StudentConfig) -> ModelInfo:
-    from compress.pruning.selection import choose_layers
-
+    if not teacher.config:
+        return replace(teacher, parameters=None, macs=None)
     size = dimensions(teacher.config)
     gone = size.layers - len(choose_layers(student.layers, size.layers))
     per_layer = encoder_macs(size) // size.layers

@@ -26,7 +26,7 @@ class FreshEncoder(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(4000, ge=100, description="entries of the vocabulary, at most")
+    vocab_size: int = Field(4000, ge=32, description="entries of the vocabulary, at most")
     layers: int = Field(4, ge=1, description="encoder layers")
     hidden: int = Field(256, ge=8, description="width of the encoder; a multiple of heads")
     heads: int = Field(4, ge=1, description="attention heads per layer")
@@ -129,9 +129,7 @@ class Finetune(Pass):
         )
 
 
-def _start(
-    inputs: Mapping[str, Artifact], config: FinetuneConfig, context: Context
-) -> tuple[Path, PreTrainedModel]:
+def _start(inputs: Mapping[str, Artifact], config: FinetuneConfig, context: Context) -> tuple[Path, PreTrainedModel]:
     """Return the tokenizer's folder and the model to train, with a head that fits the task."""
     from compress.models.fresh import fresh_classifier
     from compress.models.heads import head_fits, with_fresh_head

@@ -12,15 +12,17 @@ from pydantic import Field, model_validator
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import DataError
 from compress.models.counting import (
-    TOKENS,
     count_macs,
     count_parameters,
     encoder_macs,
     head_macs,
+    head_parameters,
     layer_parameters,
     neuron_macs,
+    neuron_parameters,
     planned_counts,
 )
+from compress.models.depth import choose_layers, drop_layers
 from compress.models.families import dimensions, family_of
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
@@ -78,24 +80,28 @@ class Prune(Pass):
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: PruneConfig) -> Plan:
         info = inputs["model"]
+        traits = info.traits | self.adds
+        if not info.config:
+            return Plan(f"prune by {config.importance}", replace(info, traits=traits, parameters=None, macs=None))
         size = dimensions(info.config)
         parameters, macs = planned_counts(info.config)
-        parameters, macs = info.parameters or parameters, info.macs or macs
-        kept = _layer_count(config, size.layers)
-        outside = macs - min(macs, encoder_macs(size))
-        encoder = macs - outside
-        encoder_after = min(encoder * kept // size.layers, int(encoder * (config.macs or 1)))
-        gone = (size.layers - kept) * layer_parameters(size)
-        gone += max(0, (encoder * kept // size.layers - encoder_after)) // TOKENS
+        dense = encoder_macs(size)
+        outside = macs - dense
+        encoder = (info.macs or macs) - outside
+        kept = size.layers if config.layers is None else len(choose_layers(config.layers, size.layers))
+        after = int(encoder * min(kept / size.layers, config.macs or 1.0))
+        units = size.heads * head_parameters(size) + size.neurons * neuron_parameters(size)
+        norms = layer_parameters(size) - units
+        gone = int(size.layers * units * (encoder - after) / dense) + (size.layers - kept) * norms
         planned = replace(
             info,
-            traits=info.traits | self.adds,
+            traits=traits,
             config={**info.config, family_of(info.config["model_type"]).layers_key: kept},
-            parameters=parameters - gone,
-            macs=outside + encoder_after,
+            parameters=(info.parameters or parameters) - gone,
+            macs=outside + after,
         )
-        share = f"{encoder_after / encoder:.0%} of the encoder's MACs" if encoder else "the encoder"
-        return Plan(f"keep {share} in {kept} of {size.layers} layers, by {config.importance}", planned)
+        share = f"{after / encoder:.0%} of the encoder's MACs in {kept} of {size.layers} layers"
+        return Plan(f"keep {share}, by {config.importance}", planned)
 
     def apply(self, inputs: Mapping[str, Artifact], config: PruneConfig, context: Context) -> Artifact:
         import torch
@@ -123,12 +129,6 @@ class Prune(Pass):
             golden=golden_torch(context.out, context.task),
             **self.provenance(inputs, config, context),
         )
-
-
-def _layer_count(config: PruneConfig, total: int) -> int:
-    from compress.pruning.selection import choose_layers
-
-    return total if config.layers is None else len(choose_layers(config.layers, total))
 
 
 def _score(model: PreTrainedModel, source: Artifact, config: PruneConfig, context: Context) -> Scores:
@@ -160,8 +160,8 @@ def _remove(model: PreTrainedModel, scores: Scores, config: PruneConfig) -> dict
     """Drop layers, then heads and neurons, in place; return what to put on record."""
     from compress.models.families import encoder_layers
     from compress.models.structure import kept_heads
-    from compress.pruning.selection import Costs, achieved_ratio, choose_layers, choose_widths
-    from compress.pruning.surgery import drop_layers, prune_heads_and_neurons
+    from compress.pruning.selection import Costs, achieved_ratio, choose_widths
+    from compress.pruning.surgery import prune_heads_and_neurons
 
     size = dimensions(model.config.to_dict())
     costs = Costs(head_macs(size), neuron_macs(size))

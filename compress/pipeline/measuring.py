@@ -59,10 +59,11 @@ def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     for group in dict.fromkeys((target.device, target.threads) for target in wanted):
         baselines[group] = _baselines(state, stages, wanted, group)
         pairs += [(b.step, b.target) for b in baselines[group] if (b.step, b.target) not in pairs]
-    cells = [Subject(id_, stages[id_], encoded[id_], target) for id_, target in pairs]
-    measurements = measure(cells, settings=settings, work=work, seed=state.recipe.run.seed, emit=emit)
+    subjects = [Subject(id_, stages[id_], encoded[id_], target) for id_, target in pairs]
+    measurements = measure(subjects, settings=settings, work=work, seed=state.recipe.run.seed, emit=emit)
     added = [b.target for group in baselines.values() for b in group if b.target not in wanted]
-    return Measured(tuple(dict.fromkeys([*wanted, *added])), tuple(measurements), baselines, split, next(iter(encoded.values())).targets)
+    targets = tuple(dict.fromkeys([*wanted, *added]))
+    return Measured(targets, tuple(measurements), baselines, split, next(iter(encoded.values())).targets)
 
 
 def _baselines(
@@ -75,7 +76,7 @@ def _baselines(
     reference, exported = state.plan.reference, onnx_baseline(state.plan)
     if "torch" in state.recipe.measure.baselines and reference in stages and stages[reference].kind == "torch":
         found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads)))
-    if "onnx" in state.recipe.measure.baselines and exported in stages:
+    if "onnx" in state.recipe.measure.baselines and exported is not None and exported in stages:
         found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads)))
     return tuple(found)
 

@@ -36,7 +36,9 @@ def pick_recipe(model: str, data: Path) -> str:
 
 def _find_splits(folder: Path) -> dict[str, dict[str, str]]:
     if not folder.is_dir():
-        raise DataError("--data is not a folder.", value=folder, fix="Give a folder with train.csv, validation.csv, test.csv.")
+        raise DataError(
+            "--data is not a folder.", value=folder, fix="Give a folder with train.csv, validation.csv, test.csv."
+        )
     found = {}
     for split, names in _SPLITS.items():
         paths = [folder / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]

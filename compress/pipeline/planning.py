@@ -56,8 +56,12 @@ class RunPlan:
 
     @property
     def leaves(self) -> list[str]:
-        """The deliverables: steps of the recipe that no other step takes as an input."""
-        used = {parent for step in self.steps if not step.implicit for parent in step.parents.values()}
+        """The deliverables: steps of the recipe that no other step takes as an input.
+
+        What an engine is built from is one as well: the engine fits one GPU, its ONNX file fits all.
+        """
+        taking = [step for step in self.steps if not step.implicit and step.plan.result.kind != "tensorrt"]
+        used = {parent for step in taking for parent in step.parents.values()}
         return [step.id for step in self.steps if step.id not in used and not step.implicit]
 
     @property
@@ -179,7 +183,7 @@ def _check_order(
     if model is None:
         return
     where = f"step {number} {step.id!r} ({pass_.name}) continues from {parent!r}"
-    maker = earlier[parent].pass_.name if parent in earlier else "the recipe's model"
+    maker = earlier[parent].pass_.name if parent is not None and parent in earlier else "the recipe's model"
     if pass_.consumes and model.kind not in pass_.consumes:
         wanted = " or ".join(sorted(pass_.consumes))
         bridge = "Put an `export` step before it" if wanted == "onnx" else f"Let it continue `from:` a {wanted} step"

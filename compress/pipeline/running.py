@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compress import __version__
 from compress.artifact import Artifact, hash_json, open_artifact
+from compress.data.config import Problem
 from compress.data.sources import load_data
 from compress.data.splits import TaskData
-from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError
+from compress.errors import CompressError, DataError, MissingCapabilityError, ModelError, ParityError, RunError
 from compress.passes.base import Context, Progress, library_versions
 from compress.pipeline import folder
 from compress.pipeline.checking import GateResult, Parity, check_gates, check_parity
@@ -29,7 +30,7 @@ from compress.tasks.base import Score, Task, tasks
 class StepOutcome:
     """What became of a step."""
 
-    status: str
+    status: Literal["done", "skipped", "failed"]
     artifact: Artifact | None = None
     cached: bool = False
     seconds: float = 0.0
@@ -86,7 +87,7 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
     text = recipe.to_yaml()
     record = folder.prepare(out, recipe.name, text, hash_json(text))
     source = resolve_source(recipe, store, emit)
-    data = load_data(recipe.data, problem=_problem(recipe, source), expand=recipe.expand, seed=recipe.run.seed)
+    data = _load(plan, source)
     state = RunState(plan, data, _choose_task(plan, source, data), {}, source)
     if source is not None:
         state.outcomes[SOURCE] = StepOutcome("done", open_artifact(source.path), cached=source.cached)
@@ -180,6 +181,8 @@ def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState)
 def _check(step: PlannedStep, state: RunState, predictions: Predictions) -> None:
     """Measure the step on validation; compare with its parent and with the reference."""
     outcome = state.outcomes[step.id]
+    if outcome.artifact is None:
+        return
     outputs, encoded, reason = predictions.of(outcome.artifact, state.task, state.data)
     if outputs is None or encoded is None or encoded.targets is None:
         outcome.parity_reason = f"not checked: {reason}"
@@ -214,7 +217,7 @@ def _demand_parity(step: PlannedStep, parity: Parity, *, bound: bool) -> None:
 
 def _reference_score(state: RunState, predictions: Predictions) -> Score:
     reference = state.outcomes[state.plan.reference]
-    if reference.score is None:
+    if reference.score is None and reference.artifact is not None:
         outputs, encoded, reason = predictions.of(reference.artifact, state.task, state.data)
         if outputs is None or encoded is None or encoded.targets is None:
             raise RunError(
@@ -223,14 +226,56 @@ def _reference_score(state: RunState, predictions: Predictions) -> Score:
                 fix="Give the validation split labels, or declare `gates: {}`.",
             )
         reference.score = state.task.score(outputs, encoded.targets)
+    if reference.score is None:
+        raise RunError(
+            "The reference model was not made, so no gate can be judged.",
+            value=state.plan.reference,
+            fix="Let the step that makes it not be optional, or declare `gates: {}`.",
+        )
     return reference.score
+
+
+def _load(plan: RunPlan, source: Source | None) -> TaskData:
+    """Read the data; labels are matched with the model's, unless a fine-tuning makes a new head.
+
+    Raises:
+        DataError: a split that the recipe needs is not there, or labels do not match.
+    """
+    recipe = plan.recipe
+    if source is not None and not source.trained and not _begins_with_tuning(plan):
+        raise ModelError(
+            "The model has no trained head for the task.",
+            value=recipe.model,
+            fix="Begin the recipe with a `finetune` step, or give a fine-tuned model.",
+        )
+    data = load_data(
+        recipe.data,
+        expand=recipe.expand,
+        text_columns=tasks.get(recipe.task).columns,
+        problem=_problem(recipe, source),
+        known_labels=None if source is None or _begins_with_tuning(plan) else source.options["labels"] or None,
+    )
+    needed = {"validation": "gates and checkpoints"}
+    for step in plan.steps:
+        needed |= {name: f"step {step.id!r}" for name in step.pass_.uses if name != "transfer" and not step.reason}
+    for name, by in needed.items():
+        if name not in data:
+            raise DataError(
+                f"The recipe has no {name} split, which {by} need{'s' if by.startswith('step') else ''}.",
+                value=f"splits: {', '.join(data.splits)}",
+                fix=f"Add `{name}:` to `data:`, or carve it: `{name}: {{from: train, fraction: 0.1}}`.",
+            )
+    return data
+
+
+def _begins_with_tuning(plan: RunPlan) -> bool:
+    return plan.steps[0].pass_.name == "finetune"
 
 
 def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
     """The model's own labels and lengths; the data's where a fine-tuning comes first."""
     recipe = plan.recipe
-    starts_with_tuning = bool(plan.steps) and plan.steps[0].pass_.name == "finetune"
-    if source is not None and not (starts_with_tuning and set(source.options["labels"]) != set(data.labels)):
+    if source is not None and not (_begins_with_tuning(plan) and set(source.options["labels"]) != set(data.labels)):
         return tasks.get(recipe.task).parse(source.options)
     options: dict[str, Any] = {
         "name": recipe.task,
@@ -241,7 +286,7 @@ def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
     return tasks.get(recipe.task).parse(options)
 
 
-def _problem(recipe: Recipe, source: Source | None) -> str:
+def _problem(recipe: Recipe, source: Source | None) -> Problem:
     return recipe.problem or (source.options["problem"] if source else "single_label")
 
 

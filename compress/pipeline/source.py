@@ -27,6 +27,11 @@ class Source:
     options: Mapping[str, Any]
     cached: bool
 
+    @property
+    def trained(self) -> bool:
+        """Whether it has a head for the task; a pretrained encoder's options name no labels."""
+        return bool(self.options["labels"]) or self.options["problem"] == "regression"
+
 
 def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | None:
     """Take the model in, or find it in the store; None when the recipe has no model.
@@ -60,39 +65,33 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
 
 
 def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
-    arguments = {"labels": recipe.labels, "max_length": recipe.max_length}
     if place.suffix == ".onnx":
         from compress.export.golden import golden_onnx
         from compress.export.onnx_source import take_in_onnx
         from compress.export.signature import count_weights, read_graph
 
-        options = _with_problem(take_in_onnx(place, payload, recipe.task, **arguments), recipe)
+        options = take_in_onnx(place, payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
         golden = golden_onnx(payload, task_from(options))
         file = payload / "model.onnx"
         return _record(payload, "onnx", options, graph=read_graph(file), parameters=count_weights(file), golden=golden)
     from compress.models.counting import count_macs, count_parameters
     from compress.models.golden import golden_torch
-    from compress.models.loading import is_headless, load_encoder, load_torch
+    from compress.models.loading import load_torch
     from compress.models.signature import torch_graph
     from compress.models.source import take_in
 
-    options = take_in(str(place), payload, recipe.task, problem=recipe.problem, **arguments)
+    options = take_in(str(place), payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
     task = task_from(options)
-    bare = is_headless(payload)
-    model = load_encoder(payload) if bare else load_torch(payload, task)
+    model = load_torch(payload, task)
     return _record(
         payload,
         "torch",
         options,
         graph=torch_graph(payload, task),
         parameters=count_parameters(model),
-        macs=None if bare else count_macs(model),
-        golden=None if bare else golden_torch(payload, task),
+        macs=count_macs(model),
+        golden=golden_torch(payload, task),
     )
-
-
-def _with_problem(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    return options if recipe.problem is None else {**options, "problem": recipe.problem}
 
 
 def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Graph, **fields: Any) -> Artifact:

@@ -21,7 +21,7 @@ from compress.bench.statistics import (
     wilson_interval,
 )
 from compress.pipeline.checking import GateResult
-from compress.pipeline.measuring import ONNX, TORCH, Measured
+from compress.pipeline.measuring import ONNX, TORCH, Baseline, Measured
 from compress.pipeline.planning import SOURCE
 from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.verdict import choose
@@ -49,7 +49,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         verdict=choose(state, measured, rows),
         subject=_subject(state),
         steps=tuple(_steps(state)),
-        data=_data(state),
+        data=_data(state, measured.split),
         targets=tuple(_target(target) for target in measured.targets),
         rows=tuple(rows),
         baselines=_baseline_records(measured),
@@ -92,13 +92,12 @@ def _steps(state: RunState) -> Iterable[report.Step]:
 def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], outcome: StepOutcome) -> report.Step:
     artifact = outcome.artifact
     manifest = artifact.manifest if artifact else None
-    status = "done" if outcome.status == "done" else "skipped" if outcome.status == "skipped" else "failed"
     return report.Step(
         id=id_,
         name=name,
         parents=parents,
         config=config,
-        status=status,  # type: ignore[arg-type]
+        status=outcome.status,
         reason=outcome.reason,
         kind=artifact.kind if artifact else None,
         traits=manifest.traits if manifest else (),
@@ -110,8 +109,12 @@ def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], 
         macs=manifest.macs if manifest else None,
         parity=_parity(parents.get("model", ""), outcome),
         gates=tuple(_gate(gate) for gate in outcome.gates),
-        notes={**(manifest.notes if manifest else {}), **({"parity": outcome.parity_reason} if outcome.parity_reason else {})},
+        notes={**(manifest.notes if manifest else {}), **_parity_note(outcome)},
     )
+
+
+def _parity_note(outcome: StepOutcome) -> dict[str, str]:
+    return {"parity": outcome.parity_reason} if outcome.parity_reason else {}
 
 
 def _parity(parent: str, outcome: StepOutcome) -> report.Parity | None:
@@ -155,11 +158,12 @@ def _gate(gate: GateResult) -> report.Gate:
 _PERCENT = {"accuracy", "exact_match", "micro_f1"}
 
 
-def _data(state: RunState) -> report.Data:
+def _data(state: RunState, split: str) -> report.Data:
     data = state.data
     calibration = len(data["calibration"]) if "calibration" in data else None
     return report.Data(
         synthetic=data.synthetic,
+        evaluated=split,
         problem=str(state.task.dump().get("problem", "")),
         splits=tuple(
             report.SplitRecord(name=s.name, source=public_path(s.source), rows=len(s), digest=s.digest)
@@ -171,7 +175,7 @@ def _data(state: RunState) -> report.Data:
         calibration=None
         if calibration is None
         else report.Calibration(asked=state.recipe.data.calibration.samples, used=calibration),
-        notes=tuple(f"{key}: {value}" for key, value in data.notes.items()),
+        notes=tuple(f"{count:,} rows dropped from {name}" for name, count in data.notes.get("dropped", {}).items()),
     )
 
 
@@ -208,7 +212,7 @@ def _rows(state: RunState, measured: Measured) -> list[report.Row]:
         target = targets[measurement.target]
         group = measured.baselines.get((target.device, target.threads), ())
         speedups = {
-            b.name: _speedup(by_cell.get((b.step, b.target.name)), measurement)
+            b.name: _speedup(b, by_cell.get((b.step, b.target.name)), measurement)
             for b in group
             if (b.step, b.target.name) in by_cell
         }
@@ -219,9 +223,7 @@ def _rows(state: RunState, measured: Measured) -> list[report.Row]:
     return _mark_pareto(rows)
 
 
-def _reference_cell(
-    measured: Measured, by_cell: dict[tuple[str, str], Measurement]
-) -> tuple[str, str] | None:
+def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measurement]) -> tuple[str, str] | None:
     """The uncompressed model whose answers all rows are paired with: torch if it was run, else ONNX."""
     for name in (TORCH, ONNX):
         for group in measured.baselines.values():
@@ -261,6 +263,7 @@ def _row(
         size_bytes=m.size_bytes,
         parameters=m.parameters,
         warnings=tuple(m.warnings),
+        not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
     )
 
 
@@ -314,7 +317,7 @@ def _resolved(difference: float, low: float, high: float, base: Score, score: Sc
     if difference == 0:
         return "no difference found"
     discordant = float(np.mean(base.outcomes != score.outcomes))
-    n = needed_n(discordant, difference)
+    n = needed_n(max(discordant, abs(difference)), difference)
     return f"not resolvable at N = {len(score.outcomes):,}" + (f"; about {n:,} examples would" if n else "")
 
 
@@ -334,31 +337,35 @@ def _latency(m: Measurement) -> report.Latency | None:
     )
 
 
-def _speedup(baseline: Measurement | None, m: Measurement) -> report.Speedup | None:
+def _speedup(place: Baseline, baseline: Measurement | None, m: Measurement) -> report.Speedup | None:
     if baseline is None or baseline.status != "ok" or m.status != "ok" or not m.samples_ms or not baseline.samples_ms:
         return None
+    against = report.Baseline(step=place.step, target=place.target.name)
     if baseline is m:
-        return report.Speedup(ratio=1.0)
+        return report.Speedup(ratio=1.0, against=against)
     ratio: Interval = ratio_of_totals(baseline.samples_ms, m.samples_ms)
-    return report.Speedup(ratio=ratio.value, low=ratio.low, high=ratio.high)
+    return report.Speedup(ratio=ratio.value, low=ratio.low, high=ratio.high, against=against)
 
 
 def _mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
-    """Mark the rows of each target that no other row beats in both accuracy and mean latency."""
+    """Mark the rows of each target that no other row beats in both accuracy and median latency."""
 
     def position(row: report.Row) -> tuple[float, float] | None:
-        if row.status != "ok" or row.latency is None or row.latency.mean_ms is None or row.accuracy is None:
+        if row.status != "ok" or row.latency is None or row.accuracy is None:
             return None
         worth = row.accuracy.value if row.accuracy.direction == "higher" else -row.accuracy.value
-        return (-row.latency.mean_ms, worth)
+        return (-row.latency.p50_ms, worth)
 
     out = []
     for row in rows:
         here = position(row)
         rivals = [position(other) for other in rows if other is not row and other.target == row.target]
-        beaten = here is None or any(p is not None and p != here and p[0] >= here[0] and p[1] >= here[1] for p in rivals)
-        out.append(row.model_copy(update={"pareto": not beaten}))
+        out.append(row.model_copy(update={"pareto": here is not None and not any(_beats(p, here) for p in rivals)}))
     return out
+
+
+def _beats(rival: tuple[float, float] | None, here: tuple[float, float]) -> bool:
+    return rival is not None and rival != here and rival[0] >= here[0] and rival[1] >= here[1]
 
 
 def _environment(measured: Measured) -> report.Environment:
@@ -384,12 +391,19 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
     if measured.split != "test":
         yield "There is no test split: accuracies are on validation, on which gates and checkpoints were decided too."
     yield "Latency is model only, one input in flight at its real length; tokenization is not timed."
-    yield "Speed-ups are ratios of total time over the same inputs, interleaved in one run; milliseconds of another run or machine are not comparable."
+    yield (
+        "Speed-ups are ratios of total time over the same inputs, interleaved in one run; "
+        "milliseconds of another run or machine are not comparable."
+    )
     if any(target.evidence == "proxy" for target in measured.targets):
-        yield "A proxy target limits threads and memory on this machine; it shows what fits and ratios, not a board's milliseconds."
+        yield (
+            "A proxy target limits threads and memory on this machine; "
+            "it shows what fits and ratios, not a board's milliseconds."
+        )
     trained = [s.id for s in state.plan.steps if s.pass_.trains and state.outcomes[s.id].status == "done"]
     if trained:
-        yield f"Trained with one seed ({state.recipe.run.seed}): {', '.join(trained)}. Another seed gives another model."
+        names = ", ".join(trained)
+        yield f"Trained with one seed ({state.recipe.run.seed}): {names}. Another seed gives another model."
 
 
 def write_samples(measured: Measured, path: Path) -> None:

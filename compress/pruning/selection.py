@@ -1,4 +1,4 @@
-"""Which heads, neurons and layers to keep: pure functions of importances and costs."""
+"""Which heads and neurons to keep: a pure function of importances and costs."""
 
 from __future__ import annotations
 
@@ -89,40 +89,6 @@ def achieved_ratio(importance: Scores, costs: Costs, kept: Sequence[LayerUnits])
     """Return the share of the units' MACs that a choice keeps."""
     used = sum(len(units.heads) * costs.head + len(units.neurons) * costs.neuron for units in kept)
     return used / _total(importance, costs)
-
-
-def choose_layers(layers: int | Sequence[int], total: int, layer_scores: np.ndarray | None = None) -> tuple[int, ...]:
-    """Choose which encoder layers stay.
-
-    Args:
-        layers: explicit positions, or how many.
-        total: layers that there are.
-        layer_scores: (total,) importance of each layer; the highest stay. Without it, layers are spaced
-            evenly from the first to the last.
-
-    Returns:
-        Positions, ascending.
-
-    Raises:
-        UsageError: a position does not exist or stands twice, or the number is not between 1 and ``total``.
-    """
-    if isinstance(layers, int):
-        wanted = _spaced(layers, total) if layer_scores is None else np.argsort(-layer_scores, kind="stable")[:layers]
-        fits = 1 <= layers <= total
-    else:
-        wanted = np.array(sorted(layers), dtype=np.int64)
-        fits = bool(layers) and len(set(layers)) == len(layers) and all(0 <= i < total for i in layers)
-    if not fits:
-        raise UsageError(
-            "These layers cannot be kept.",
-            value=f"layers {layers} of a model with {total}",
-            fix=f"Give a number from 1 to {total}, or positions from 0 to {total - 1}, each once.",
-        )
-    return tuple(sorted(int(i) for i in wanted))
-
-
-def _spaced(count: int, total: int) -> np.ndarray:
-    return np.floor(np.linspace(0, total - 1, max(count, 0)) + 0.5).astype(np.int64)
 
 
 def _total(importance: Scores, costs: Costs) -> int:

@@ -26,6 +26,8 @@ LARGEST = 65504.0
 FILL = -32752.0
 """What a mask's "minus infinity" becomes: half the range, so that adding a score cannot overflow, and
 exp(FILL) is still 0."""
+_RETYPED = ("Cast", "ConstantOfShape")
+"""Operators whose output type is an attribute, which ``_retype_attributes`` changes; others keep theirs."""
 UNSAFE = ("CumSum", "Exp", "Log", "Pow", "ReduceL2", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Sqrt")
 """Operators that stay in FP32: they overflow or cancel in FP16 (a LayerNorm taken apart squares its input).
 LayerNormalization, Softmax and Gelu as single operators accumulate in FP32 inside and may be FP16."""
@@ -195,6 +197,8 @@ def _schema_allows(node: onnx.NodeProto, floats: set[str], version: int) -> bool
     """Say whether the operator's schema takes FP16 wherever this node has a float32 value."""
     import onnx
 
+    if not floats & set(node.input) and node.op_type not in _RETYPED:
+        return False
     if any(attribute.name == "dtype" for attribute in node.attribute):
         return False
     try:
@@ -222,6 +226,9 @@ def _retype_attributes(node: onnx.NodeProto) -> None:
     """Let a Cast to float32, and a ConstantOfShape that makes float32, make FP16 instead."""
     import onnx
 
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        zero = onnx.numpy_helper.from_array(np.zeros(1, dtype=np.float32))
+        node.attribute.append(onnx.helper.make_attribute("value", zero))
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
             attribute.i = onnx.TensorProto.FLOAT16

@@ -145,7 +145,7 @@ def _slowed(name: str, change: SpeedupChange, limit: float) -> list[str]:
         return []
     slower = numbers.share(change.before / change.after - 1, 1)
     before, after = numbers.ratio(change.before), numbers.ratio(change.after)
-    return [f"{slower} slower: {before} -> {after} over {name} (limit {numbers.share(limit, 1)})"]
+    return [f"{slower} slower: {before} → {after} over {name} (limit {numbers.share(limit, 1)})"]
 
 
 def _warnings(a: Report, b: Report) -> list[str]:

@@ -27,7 +27,7 @@ def render_comparison_markdown(comparison: Comparison) -> str:
 
 def render_comparison_terminal(comparison: Comparison, console: Console) -> None:
     """Print the comparison."""
-    console.print(Text(plain(f"{comparison.before} -> {comparison.after}"), style="bold"))
+    console.print(Text(plain(f"{comparison.before} → {comparison.after}"), style="bold"))
     console.print(rich_table(comparison_table(comparison)))
     for line in comparison.warnings:
         console.print(Text(f"! {plain(line)}", style="yellow"))
@@ -38,11 +38,10 @@ def render_comparison_terminal(comparison: Comparison, console: Console) -> None
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One line per step and target: the new value, what it was before beneath it."""
+    """One line per step and target: the new value, and what it was before where that differs."""
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.speedups))
     columns = (
         Column("step", "step", numeric=False),
-        Column("target", "target", numeric=False),
         Column("accuracy", "accuracy"),
         Column("points", "Δ"),
         Column("size", "size", "MB"),
@@ -53,17 +52,17 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _row(row: RowChange, names: list[str]) -> TableRow:
-    head = (Cell(row.step, tone="bad" if row.regressions else "plain"), Cell(row.target))
+    head = Cell(row.step, f"on {row.target}", tone="bad" if row.regressions else "plain")
     if row.status_before != "ok" or row.status_after != "ok":
-        text = f"{row.status_before or 'no row'} -> {row.status_after or 'no row'}"
-        return TableRow((*head, Cell(text, tone="bad" if row.regressions else "muted", span=4 + len(names))))
+        text = f"{row.status_before or 'no row'} → {row.status_after or 'no row'}"
+        return TableRow((head, Cell(text, tone="bad" if row.regressions else "muted", span=4 + len(names))))
     return TableRow(
         (
-            *head,
-            Cell(numbers.metric(row.accuracy_after, row.unit), _was(numbers.metric(row.accuracy_before, row.unit))),
+            head,
+            _changed(numbers.metric(row.accuracy_before, row.unit), numbers.metric(row.accuracy_after, row.unit)),
             Cell(numbers.points(row.points, row.unit)),
-            Cell(numbers.megabytes(row.size_after), _was(numbers.megabytes(row.size_before))),
-            Cell(numbers.millions(row.parameters_after), _was(numbers.millions(row.parameters_before))),
+            _changed(numbers.megabytes(row.size_before), numbers.megabytes(row.size_after)),
+            _changed(numbers.millions(row.parameters_before), numbers.millions(row.parameters_after)),
             *(_ratio(row.speedups.get(name)) for name in names),
         )
     )
@@ -72,11 +71,12 @@ def _row(row: RowChange, names: list[str]) -> TableRow:
 def _ratio(change: SpeedupChange | None) -> Cell:
     if change is None:
         return Cell(numbers.MISSING)
-    return Cell(numbers.ratio(change.after), _was(numbers.ratio(change.before)))
+    return _changed(numbers.ratio(change.before), numbers.ratio(change.after))
 
 
-def _was(text: str) -> str:
-    return f"was {text}"
+def _changed(before: str, after: str) -> Cell:
+    """Return the new value; the old one beneath it where it reads otherwise."""
+    return Cell(after, "" if before == after else f"was {before}")
 
 
 def _title(comparison: Comparison) -> str:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+OPTIONAL = 2
+_FARTHEST = 3
+"""Ring beyond which an optional label would no longer read as belonging to its point."""
 _WIDTH = 0.58
 """Mean width of a character of a sans-serif face, in em: generous, so that boxes are never too small."""
 
@@ -30,12 +33,16 @@ class Box(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """A point that wants a label: centre, radius of its marker, the text."""
+    """A point that wants a label: centre, radius of its marker, the text.
+
+    Rank 0 is placed first; a rank of ``OPTIONAL`` or more goes without a label rather than over something else.
+    """
 
     x: float
     y: float
     radius: float
     text: str
+    rank: int = 0
 
 
 class Placed(NamedTuple):
@@ -45,8 +52,8 @@ class Placed(NamedTuple):
     leader: bool
 
 
-def place(anchors: Sequence[Anchor], obstacles: Sequence[Box], frame: Box, size: float) -> list[Placed]:
-    """Give each label the nearest free place around its point, the most crowded points first.
+def place(anchors: Sequence[Anchor], obstacles: Sequence[Box], frame: Box, size: float) -> list[Placed | None]:
+    """Give each label the nearest free place around its point: by rank, then the most crowded points first.
 
     Args:
         anchors: the points, in drawing order.
@@ -55,14 +62,17 @@ def place(anchors: Sequence[Anchor], obstacles: Sequence[Box], frame: Box, size:
         size: font size in pixels.
 
     Returns:
-        One place per anchor, in the order given. Where no place is free, the least covered one.
+        One place per anchor, in the order given. Where no place is free: None for an optional label, the least
+        covered place for any other.
     """
     markers = [Box(a.x - a.radius, a.y - a.radius, a.x + a.radius, a.y + a.radius) for a in anchors]
     taken: list[Box] = [*markers, *obstacles]
-    order = sorted(range(len(anchors)), key=lambda i: (-_crowd(anchors, i), i))
-    places: dict[int, Placed] = {}
+    order = sorted(range(len(anchors)), key=lambda i: (anchors[i].rank, -_crowd(anchors, i), i))
+    places: dict[int, Placed | None] = dict.fromkeys(order)
     for i in order:
         best = min(_candidates(anchors[i], size), key=lambda c: (_cost(c[0], taken, frame), c[1]))
+        if anchors[i].rank >= OPTIONAL and (best[1] > _FARTHEST or _cost(best[0], taken, frame) > 0):
+            continue
         places[i] = Placed(best[0], best[1] > 1)
         taken.append(best[0])
     return [places[i] for i in range(len(anchors))]

@@ -117,9 +117,14 @@ def _cells(row: TableRow) -> list[str]:
         if row.strong and index == 0:
             content = f"**{content}**"
         tags = f" ({', '.join(text(tag.text) for tag in cell.tags)})" if cell.tags else ""
-        detail = f" {text(cell.detail)}" if cell.detail else ""
+        detail = f" {_detail(cell.detail)}" if cell.detail else ""
         cells += [content + detail + tags, *[""] * (cell.span - 1)]
     return cells
+
+
+def _detail(detail: str) -> str:
+    """Return an interval as it is, anything else in parentheses."""
+    return text(detail) if detail.startswith("[") else f"({text(detail)})"
 
 
 def _line(cells: list[str]) -> str:

@@ -186,12 +186,18 @@ class Latency(_Frozen):
     rounds: int = Field(description="times that all of them were run")
 
 
+class Baseline(_Frozen):
+    step: str
+    target: str
+
+
 class Speedup(_Frozen):
     """Ratio of total times over the same inputs; above 1 is faster than the baseline."""
 
     ratio: float = Field(gt=0)
     low: float | None = None
     high: float | None = None
+    against: Baseline | None = Field(None, description="what it was compared with, where targets differ in that")
 
 
 class Row(_Frozen):
@@ -221,11 +227,6 @@ class Row(_Frozen):
     not_measured: dict[str, str] = Field(
         default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'
     )
-
-
-class Baseline(_Frozen):
-    step: str
-    target: str
 
 
 class Environment(_Frozen):

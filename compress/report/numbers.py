@@ -69,6 +69,11 @@ def megabytes(value: int | None) -> str:
     return fixed(None if value is None else value / 1e6)
 
 
+def gigabytes(value: int | None) -> str:
+    """Return bytes in units of 1,000,000,000 bytes."""
+    return fixed(None if value is None else value / 1e9, 1)
+
+
 def millions(value: int | None) -> str:
     return fixed(None if value is None else value / 1e6)
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from compress.report import numbers
 from compress.report.blocks import Figure, Point
-from compress.report.labels import Anchor, Box, Placed, place
+from compress.report.labels import OPTIONAL, Anchor, Box, Placed, place
 from compress.report.scales import Axis, latency, linear, nice_step, tick_text
 
 _FONT = 13.0
@@ -125,15 +125,19 @@ class ParetoPlot:
 
     def _labels(self) -> list[str]:
         points = self._drawn()
-        anchors = [Anchor(*self._at(p), self._radius(p.size_bytes), _shorten(p.label)) for p in points]
+        anchors = [Anchor(*self._at(p), self._radius(p.size_bytes), _shorten(p.label), _rank(p)) for p in points]
         bars = [box for box in map(self._interval, points) if box]
         stairs = [_around(*ends) for ends in pairwise(self._corners())]
         frame = Box(self._frame.left + 2, self._frame.top - 8, self._width - 2.0, self._frame.bottom - 2)
         placed = place(anchors, bars + stairs, frame, _FONT)
-        lines = [_leader(a, p) for a, p in zip(anchors, placed, strict=True) if p.leader]
-        for point, anchor, spot in zip(points, anchors, placed, strict=True):
+        found = [(point, anchor, spot) for point, anchor, spot in zip(points, anchors, placed, strict=True) if spot]
+        lines = [_leader(anchor, spot) for _, anchor, spot in found if spot.leader]
+        for point, anchor, spot in found:
             middle, base = (spot.box.left + spot.box.right) / 2, spot.box.bottom - 4
             lines.append(_text(middle, base, anchor.text, f"label {_class(point)}", "middle"))
+        if len(found) < len(points):
+            hint = f"{len(points) - len(found)} without a label: see the table"
+            lines.append(_text(self._frame.right, 14, hint, "tick", "end"))
         return lines
 
     def _legend(self) -> list[str]:
@@ -163,6 +167,10 @@ def _round_sizes(most: int) -> Sequence[int]:
 def _around(a: tuple[float, float], b: tuple[float, float]) -> Box:
     """Return the box of a horizontal or vertical line, 2 pixels wide."""
     return Box(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+
+
+def _rank(point: Point) -> int:
+    return 0 if point.ships else 1 if point.pareto else OPTIONAL
 
 
 def _class(point: Point) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from compress.report import numbers
 from compress.report.blocks import (
     Block,
@@ -56,13 +58,13 @@ def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
         Column("difference", "Δ", _difference_unit(rows), f"paired difference from {_baseline_of(rows)}"),
         Column("p50", "p50", "ms", "median time of one input at its real length, batch 1"),
         *(
-            Column(f"speedup:{name}", f"vs {name}", meaning=f"speed-up over {where.step} on {where.target}")
-            for name, where in report.baselines.items()
+            Column(f"speedup:{name}", f"vs {name}", meaning=f"speed-up over {_compared_with(report, rows, name)}")
+            for name in report.baselines
         ),
         Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
     ]
     lines = tuple(_result_row(report, row, len(columns)) for row in rows)
-    return Table(tuple(columns), lines, _footnotes(rows), legend)
+    return Table(tuple(columns), lines, (*_footnotes(rows), *_gaps(lines)), legend)
 
 
 def _result_row(report: Report, row: Row, width: int) -> TableRow:
@@ -74,7 +76,7 @@ def _result_row(report: Report, row: Row, width: int) -> TableRow:
         step,
         Cell(numbers.megabytes(row.size_bytes)),
         accuracy_cell(row),
-        difference_cell(row),
+        difference_cell(row, is_reference=row.step in references(report)),
         Cell(numbers.milliseconds(row.latency.p50_ms if row.latency else None)),
         *(speedup_cell(row.speedups.get(name)) for name in report.baselines),
         Cell(row.evidence, tone="muted"),
@@ -105,7 +107,7 @@ def details(report: Report) -> Section:
             note = (
                 f"{numbers.count(timed.inputs)} real inputs, {timed.rounds} rounds" if timed else "latency not measured"
             )
-            blocks += [Heading(target.name, note), Table(columns, lines, legend=not blocks)]
+            blocks += [Heading(target.name, note), Table(columns, lines, _gaps(lines), legend=not blocks)]
     intro = "Each variant ran alone in a fresh process. Compare within a table only; milliseconds do not travel."
     return Section("speed", "Speed and memory", tuple(blocks), intro)
 
@@ -145,14 +147,14 @@ def accuracy(report: Report) -> Section:
         Column("agreement", "agreement", "", "share of predictions equal to those of the recipe's model"),
         Column("reading", "reading", numeric=False),
     )
-    lines = tuple(_accuracy_row(row) for row in ran)
+    lines = tuple(_accuracy_row(row, is_reference=row.step in references(report)) for row in ran)
     intro = (
         "Both models answered the same examples, so differences are paired: far tighter than two separate intervals."
     )
-    return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines),), intro)
+    return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines, _gaps(lines)),), intro)
 
 
-def _accuracy_row(row: Row) -> TableRow:
+def _accuracy_row(row: Row, *, is_reference: bool) -> TableRow:
     step, target = Cell(row.step), Cell(row.target, tone="muted")
     if row.accuracy is None:
         return TableRow((step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=7)))
@@ -164,11 +166,11 @@ def _accuracy_row(row: Row) -> TableRow:
             target,
             Cell(f"n = {n}" if score.right is None else f"{numbers.count(score.right)} of {n}"),
             accuracy_cell(row),
-            difference_cell(row),
+            difference_cell(row, is_reference=is_reference),
             Cell(change.baseline if change else numbers.MISSING),
             Cell(numbers.p_value(change.p_value if change else None)),
             Cell(numbers.share(row.agreement)),
-            Cell(change.text if change else ""),
+            Cell((change.text if change else "reference" if is_reference else "") or numbers.MISSING),
         )
     )
 
@@ -237,6 +239,11 @@ def ships(report: Report, row: Row) -> bool:
     return verdict.step == row.step and verdict.target in (row.target, None)
 
 
+def references(report: Report) -> frozenset[str]:
+    """Return the steps that differences of accuracy start from."""
+    return frozenset(row.difference.baseline for row in report.rows if row.difference)
+
+
 def tags_of(report: Report, row: Row) -> tuple[Tag, ...]:
     """Return the marks of a row: ship, Pareto, gate failed."""
     tags = [Tag("ship", "good")] if ships(report, row) else []
@@ -260,12 +267,11 @@ def accuracy_cell(row: Row) -> Cell:
     )
 
 
-def difference_cell(row: Row) -> Cell:
+def difference_cell(row: Row, *, is_reference: bool = False) -> Cell:
+    """Return a difference with its interval; the model that the others are compared with says so."""
     change = row.difference
-    if change is None:
-        return Cell(numbers.MISSING, tone="muted")
-    if change.baseline == row.step:
-        return Cell("baseline", tone="muted")
+    if change is None or change.baseline == row.step:
+        return Cell("reference" if is_reference else numbers.MISSING, tone="muted")
     return Cell(
         numbers.points(change.points, change.unit), numbers.points_interval(change.low, change.high, change.unit)
     )
@@ -291,9 +297,32 @@ def _refusal(row: Row, span: int) -> Cell:
 
 
 def _footnotes(rows: list[Row]) -> tuple[str, ...]:
-    missing = [f"{row.step}: {what} not measured: {why}" for row in rows for what, why in row.not_measured.items()]
-    warnings = [f"{row.step}: {warning}" for row in rows for warning in row.warnings]
-    return tuple(dict.fromkeys(missing + warnings))
+    """Say what is missing and what to beware of; a sentence that several rows share is said once."""
+    steps: dict[str, list[str]] = {}
+    for row in rows:
+        missing = [f"{what} not measured: {why}" for what, why in row.not_measured.items()]
+        for sentence in dict.fromkeys([*missing, *row.warnings]):
+            steps.setdefault(sentence, []).append(row.step)
+    every = len({row.step for row in rows})
+    return tuple(
+        f"{'every row' if 1 < every == len(names) else ', '.join(names)}: {sentence}"
+        for sentence, names in steps.items()
+    )
+
+
+def _gaps(lines: Iterable[TableRow]) -> tuple[str, ...]:
+    """Return the footnote that explains a dash, if there is one."""
+    dashes = any(cell.text == numbers.MISSING for line in lines for cell in line.cells)
+    return (f"{numbers.MISSING}: not measured, or without meaning in this row.",) if dashes else ()
+
+
+def _compared_with(report: Report, rows: list[Row], name: str) -> str:
+    """Say what a baseline is: as the rows recorded it, else as the report did."""
+    recorded = [row.speedups[name].against for row in rows if name in row.speedups]
+    places = {f"{where.step} on {where.target}": None for where in recorded if where} or {
+        f"{report.baselines[name].step} on {report.baselines[name].target}": None
+    }
+    return " or ".join(places)
 
 
 def _why(row: Row, what: str) -> str:

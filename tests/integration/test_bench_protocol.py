@@ -23,6 +23,7 @@ from compress.runtimes.target import Target, find_target
 
 TINY = MeasureSettings(inputs=6, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01)
 MIB = 2**20
+ONE_THREAD = find_target("ort-cpu-1t")
 
 
 def reference(artifact: Artifact, encoded: Encoded) -> np.ndarray:
@@ -47,11 +48,10 @@ def permitted_group() -> None:
 
 def test_two_subjects_side_by_side(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path) -> None:
     before = children()
-    subjects = [Subject(name, tiny_onnx(name, seed=i), tiny_encoded) for i, name in enumerate("ab")]
+    subjects = [Subject(name, tiny_onnx(name, seed=i), tiny_encoded, ONE_THREAD) for i, name in enumerate("ab")]
     messages: list[str] = []
     rows = measure(
         subjects,
-        find_target("ort-cpu-1t"),
         settings=TINY.model_copy(update={"launches": 2}),
         work=tmp_path,
         emit=lambda message, done=None, total=None: messages.append(message),
@@ -87,8 +87,8 @@ def test_two_subjects_side_by_side(tiny_onnx: Callable[..., Artifact], tiny_enco
 def test_row_survives_json_without_outputs_or_paths(
     tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
 ) -> None:
-    subject = Subject("a", tiny_onnx(), tiny_encoded)
-    (row,) = measure([subject], find_target("ort-cpu-1t"), settings=TINY, work=tmp_path)
+    subject = Subject("a", tiny_onnx(), tiny_encoded, ONE_THREAD)
+    (row,) = measure([subject], settings=TINY, work=tmp_path)
     text = row.model_dump_json()
     assert "outputs" not in json.loads(text)
     assert str(tmp_path) not in text
@@ -101,8 +101,11 @@ def test_corrupt_model_is_a_failed_row_and_the_others_go_on(
 ) -> None:
     bad = tiny_onnx("bad")
     (bad.path / "model.onnx").write_bytes(b"not a graph")
-    subjects = [Subject("bad", bad, tiny_encoded), Subject("good", tiny_onnx("good"), tiny_encoded)]
-    failed, good = measure(subjects, find_target("ort-cpu-1t"), settings=TINY, work=tmp_path)
+    subjects = [
+        Subject("bad", bad, tiny_encoded, ONE_THREAD),
+        Subject("good", tiny_onnx("good"), tiny_encoded, ONE_THREAD),
+    ]
+    failed, good = measure(subjects, settings=TINY, work=tmp_path)
     assert (failed.status, failed.samples_ms, failed.outputs) == ("failed", [], None)
     assert "model.onnx" in failed.reason
     assert str(tmp_path) not in failed.reason
@@ -122,32 +125,33 @@ def test_absent_target_is_a_row_with_the_reason(
     kind = next(iter(runtimes.get(target.runtime).kinds))
     artifact = tiny_onnx()
     other = Artifact(artifact.path, artifact.manifest.model_copy(update={"kind": kind}))
-    (row,) = measure([Subject("a", other, tiny_encoded)], target, settings=TINY, work=tmp_path)
+    (row,) = measure([Subject("a", other, tiny_encoded, target)], settings=TINY, work=tmp_path)
     assert (row.status, row.samples_ms) == ("skipped", [])
     assert "NVIDIA driver" in row.reason or "not installed" in row.reason
     with pytest.raises(MissingCapabilityError):
         predict(other, target, tiny_encoded, work=tmp_path)
 
 
-def test_pair_that_makes_no_sense_is_left_out(
+def test_pair_that_makes_no_sense_does_not_fit(
     tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
 ) -> None:
     target = find_target("torch-cpu-1t")
     assert not fits("onnx", target)
     assert fits("onnx", find_target("openvino-cpu-1t"))
-    subject = Subject("a", tiny_onnx(), tiny_encoded)
-    assert measure([subject], target, settings=TINY, work=tmp_path) == []
     with pytest.raises(UsageError):
-        predict(subject.artifact, target, tiny_encoded, work=tmp_path)
+        predict(tiny_onnx(), target, tiny_encoded, work=tmp_path)
 
 
 def test_subjects_must_bring_the_same_examples(
     tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
 ) -> None:
     artifact = tiny_onnx()
-    subjects = [Subject("a", artifact, tiny_encoded), Subject("b", artifact, tiny_encoded.select([0, 1]))]
+    subjects = [
+        Subject("a", artifact, tiny_encoded, ONE_THREAD),
+        Subject("b", artifact, tiny_encoded.select([0, 1]), ONE_THREAD),
+    ]
     with pytest.raises(UsageError, match="same examples"):
-        measure(subjects, find_target("ort-cpu-1t"), settings=TINY, work=tmp_path)
+        measure(subjects, settings=TINY, work=tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -174,9 +178,8 @@ def test_openvino_agrees_with_onnxruntime(
 ) -> None:
     pytest.importorskip("openvino")
     artifact = tiny_onnx()
-    (row,) = measure(
-        [Subject("a", artifact, tiny_encoded)], find_target("openvino-cpu-1t"), settings=TINY, work=tmp_path
-    )
+    subject = Subject("a", artifact, tiny_encoded, find_target("openvino-cpu-1t"))
+    (row,) = measure([subject], settings=TINY, work=tmp_path)
     assert (row.status, row.reason) == ("ok", "")
     np.testing.assert_allclose(row.outputs, reference(artifact, tiny_encoded), rtol=1e-5, atol=1e-5)
     assert any("f32" in name for name in row.placement["operators"])
@@ -221,9 +224,9 @@ def test_children_are_killed_when_the_parent_is_interrupted(
             seen.extend(children() - before)
             raise KeyboardInterrupt
 
-    subjects = [Subject(name, tiny_onnx(name), tiny_encoded) for name in "ab"]
+    subjects = [Subject(name, tiny_onnx(name), tiny_encoded, ONE_THREAD) for name in "ab"]
     with pytest.raises(KeyboardInterrupt):
-        measure(subjects, find_target("ort-cpu-1t"), settings=TINY, work=tmp_path, emit=interrupt)
+        measure(subjects, settings=TINY, work=tmp_path, emit=interrupt)
     assert len(seen) == 2
     assert children() <= before
     assert list(tmp_path.glob("tmp*")) == []
@@ -245,7 +248,7 @@ def test_group_kills_a_real_allocation_and_goes_away() -> None:
 @pytest.mark.usefixtures("permitted_group")
 def test_out_of_memory_is_a_row(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path) -> None:
     target = Target(name="thimble", runtime="onnxruntime", threads=1, memory_bytes=32 * MIB, evidence="proxy")
-    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded)], target, settings=TINY, work=tmp_path)
+    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded, target)], settings=TINY, work=tmp_path)
     assert (row.status, row.evidence, row.outputs) == ("oom", "proxy", None)
     assert "32 MiB" in row.reason
 
@@ -254,7 +257,7 @@ def test_out_of_memory_is_a_row(tiny_onnx: Callable[..., Artifact], tiny_encoded
 def test_edge_target_runs_under_its_limit(
     tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
 ) -> None:
-    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded)], find_target("edge-512m"), settings=TINY, work=tmp_path)
+    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded, find_target("edge-512m"))], settings=TINY, work=tmp_path)
     assert (row.status, row.evidence, row.memory_limit_bytes) == ("ok", "proxy", 512 * MIB)
     assert (row.memory_limit_by or "").startswith("cgroup v")
     assert (row.peak_rss_bytes or 0) < 512 * MIB
@@ -271,7 +274,7 @@ def test_without_groups_the_peak_is_compared_afterwards(
 ) -> None:
     monkeypatch.setattr("compress.bench.launch.create_group", lambda limit: None)
     target = Target(name="edge", runtime="onnxruntime", threads=1, memory_bytes=limit, evidence="proxy")
-    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded)], target, settings=TINY, work=tmp_path)
+    (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded, target)], settings=TINY, work=tmp_path)
     assert (row.status, row.memory_limit_by) == (status, "checked afterwards")
     assert ("above the limit" in row.reason) == (status == "oom")
 

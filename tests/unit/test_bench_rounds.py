@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from compress.bench import protocol
 from compress.bench.launch import ChildError
 from compress.bench.protocol import MeasureSettings, Subject, measure
 from compress.data.encoded import Encoded
-from compress.runtimes.target import find_target
+from compress.runtimes.target import Target, find_target
 
 Log = list[tuple[str, str]]
 Failures = dict[tuple[str, str], ChildError]
@@ -72,7 +73,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeChild]:
 
 @pytest.fixture
 def subjects(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> list[Subject]:
-    return [Subject(name, tiny_onnx(name), tiny_encoded) for name in "abc"]
+    return [Subject(name, tiny_onnx(name), tiny_encoded, find_target("ort-cpu-1t")) for name in "abc"]
 
 
 def rounds(log: Log) -> str:
@@ -81,7 +82,7 @@ def rounds(log: Log) -> str:
 
 def test_rounds_interleave_and_rotate(fake: type[FakeChild], subjects: list[Subject], tmp_path: Path) -> None:
     settings = MeasureSettings(inputs=5, rounds=4)
-    rows = measure(subjects, find_target("ort-cpu-1t"), settings=settings, work=tmp_path, clock=lambda: 0.0)
+    rows = measure(subjects, settings=settings, work=tmp_path, clock=lambda: 0.0)
     assert rounds(fake.log) == "abcbcacababc"
     assert [name for name, op in fake.log if op in {"open", "warmup"}] == ["a", "a", "b", "b", "c", "c"]
     tail = fake.log[-12:]
@@ -92,27 +93,37 @@ def test_rounds_interleave_and_rotate(fake: type[FakeChild], subjects: list[Subj
     assert rows[2].warnings == ["busy", "launch 1: latency had not settled when warm-up ended"]
 
 
+def test_targets_with_other_threads_form_another_group(
+    fake: type[FakeChild], subjects: list[Subject], tmp_path: Path
+) -> None:
+    a, b, c = subjects
+    two = Target(name="two", runtime="onnxruntime", threads=2)
+    limited = find_target("edge-512m")
+    mixed = [a, replace(b, target=two), replace(c, target=limited)]
+    rows = measure(mixed, settings=MeasureSettings(inputs=5, rounds=2), work=tmp_path, clock=lambda: 0.0)
+    assert rounds(fake.log) == "accabb", "one thread with one thread, whatever the memory limit"
+    assert [(row.subject, row.target) for row in rows] == [("a", "ort-cpu-1t"), ("b", "two"), ("c", "edge-512m")]
+
+
 def test_time_budget_is_shared_by_launches_and_leaves_three_rounds(
     fake: type[FakeChild], subjects: list[Subject], tmp_path: Path
 ) -> None:
     ticks = iter(range(1000))
     settings = MeasureSettings(inputs=5, rounds=9, seconds=8, launches=2)
-    rows = measure(
-        subjects, find_target("ort-cpu-1t"), settings=settings, work=tmp_path, clock=lambda: float(next(ticks))
-    )
+    rows = measure(subjects, settings=settings, work=tmp_path, clock=lambda: float(next(ticks)))
     assert [len(launch) for launch in rows[0].samples_ms] == [6, 6]
     assert "6 of 9 rounds" in rows[0].warnings[-1]
     assert sum(op == "predict" for _, op in fake.log) == 3, "only the last launch predicts"
 
     short = MeasureSettings(inputs=5, rounds=9, seconds=0.001)
-    row = measure(subjects, find_target("ort-cpu-1t"), settings=short, work=tmp_path, clock=lambda: float(next(ticks)))
+    row = measure(subjects, settings=short, work=tmp_path, clock=lambda: float(next(ticks)))
     assert [len(launch) for launch in row[0].samples_ms] == [3]
 
 
 def test_death_in_a_round_ends_one_row_only(fake: type[FakeChild], subjects: list[Subject], tmp_path: Path) -> None:
     fake.failures["b", "round"] = ChildError("failed", "round: gone")
     settings = MeasureSettings(inputs=5, rounds=3, launches=2)
-    a, b, c = measure(subjects, find_target("ort-cpu-1t"), settings=settings, work=tmp_path)
+    a, b, c = measure(subjects, settings=settings, work=tmp_path)
     assert [(row.status, row.reason) for row in (a, b, c)] == [("ok", ""), ("failed", "round: gone"), ("ok", "")]
     assert rounds(fake.log).count("b") == 1
     assert b.samples_ms == []
@@ -124,7 +135,7 @@ def test_memory_that_runs_out_in_a_batch_is_a_warning(
 ) -> None:
     fake.failures["a", "throughput"] = ChildError("oom", "throughput: killed at the memory limit of 512 MiB")
     settings = MeasureSettings(inputs=5, rounds=3)
-    row = measure(subjects[:1], find_target("ort-cpu-1t"), settings=settings, work=tmp_path)[0]
+    row = measure(subjects[:1], settings=settings, work=tmp_path)[0]
     assert (row.status, row.throughput_per_s, row.throughput_batch) == ("ok", None, None)
     assert row.outputs is not None
     assert row.warnings[-1].startswith("throughput: killed")
@@ -134,8 +145,8 @@ def test_memory_that_runs_out_in_a_batch_is_a_warning(
 def test_sequence_is_seeded_and_never_longer_than_the_split(
     fake: type[FakeChild], subjects: list[Subject], tmp_path: Path
 ) -> None:
-    target, settings = find_target("ort-cpu-1t"), MeasureSettings(inputs=100, rounds=1)
-    rows = [measure(subjects[:1], target, settings=settings, work=tmp_path, seed=seed)[0] for seed in (0, 0, 1)]
+    settings = MeasureSettings(inputs=100, rounds=1)
+    rows = [measure(subjects[:1], settings=settings, work=tmp_path, seed=seed)[0] for seed in (0, 0, 1)]
     assert sorted(rows[0].input_indices) == list(range(24))
     assert rows[0].input_indices == rows[1].input_indices != rows[2].input_indices
 

@@ -87,7 +87,9 @@ def test_text_that_is_no_recipe(text):
         parse_recipe(text)
 
 
-@pytest.mark.parametrize("override", ["nothing", "=1", "prun.macs=1", "prune=1", "run.seed.x=1", "prune.macs=[", "x.y=1"])
+@pytest.mark.parametrize(
+    "override", ["nothing", "=1", "prun.macs=1", "prune=1", "run.seed.x=1", "prune.macs=[", "x.y=1"]
+)
 def test_bad_overrides(override):
     with pytest.raises(RecipeError):
         parse_recipe(TEXT, [override])

@@ -2,7 +2,7 @@
 
 Every request is a verb phrase in the base form, so that it fits after "please", "do not", "I wanted you to" and the
 other frames of ``grammar.py``. Verbs and nouns are shared between intents on purpose: "cancel" occurs in four of them,
-"refund" in four, "order" in nine. Slots in braces are filled from :data:`SLOTS`.
+"refund" in three, "order" in nine. Slots in braces are filled from :data:`SLOTS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "stop the refund of my order",
         "call off the refund of the {item}",
         "drop the refund that I requested for the {item}",
-        "cancel the money back for my order",
+        "call off the repayment for my order",
     ),
     "refund_order": (
         "refund my order of the {item}",
@@ -47,11 +47,13 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "move me from the {low} plan to the {high} plan",
         "change my account from the {low} tier to the {high} tier",
         "switch the {low} subscription over to the {high} subscription",
+        "give me a larger plan than the {low} plan",
     ),
     "downgrade_plan": (
         "move me from the {high} plan to the {low} plan",
         "change my account from the {high} tier to the {low} tier",
         "switch the {high} subscription over to the {low} subscription",
+        "give me a smaller plan than the {high} plan",
     ),
     "change_address": (
         "change the delivery address of my order",
@@ -105,14 +107,16 @@ REQUESTS: dict[str, tuple[str, ...]] = {
     "shop_owes_customer": (
         "settle the {amount} that went from the {mine} to the {yours}",
         "check the payment of {amount} from the {mine} to the {yours}",
-        "book back the {amount} that I sent to you by mistake",
+        "sort out the {amount} that I sent to you by mistake",
         "settle the {amount} that you owe to me",
+        "pay out the {amount} that is still mine",
     ),
     "customer_owes_shop": (
         "settle the {amount} that went from the {yours} to the {mine}",
         "check the payment of {amount} from the {yours} to the {mine}",
-        "book back the {amount} that you sent to me by mistake",
+        "sort out the {amount} that you sent to me by mistake",
         "settle the {amount} that I owe to you",
+        "collect the {amount} that is still yours",
     ),
 }
 """Intent -> requests. Upgrades and downgrades, and who owes whom, differ in the order of the same words."""
@@ -134,8 +138,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "yours": ("seller", "shop"),
 }  # fmt: skip
 
-ADVERBS: tuple[str, ...] = ("", "", "now", "today", "simply", "kindly", "just")
-"""May stand between a frame and its request, so that no pair of neighbouring words gives the frame away."""
+ADVERBS: tuple[str, ...] = ("", "", "now", "simply", "kindly", "just", "quickly")
+"""May stand before the request of a plain ticket."""
 
 PEOPLE: tuple[str, ...] = ("my wife", "my brother", "my boss", "my son", "a colleague", "my flatmate")
 

@@ -1,0 +1,137 @@
+"""``quantize``: INT8 weights and activations of an ONNX model, dynamic or calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compress.artifact import Artifact, Kind, create_artifact
+from compress.errors import DataError
+from compress.export.golden import missing_onnxruntime
+from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
+from compress.quantization.isa import isa_flags, needs_reduced_range
+from compress.runtimes.target import find_target
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class QuantizeConfig(PassConfig):
+    """How to quantize."""
+
+    scheme: Literal["int8"] = Field("int8", description="8-bit integers")
+    method: Literal["dynamic", "static"] = Field(
+        "dynamic", description="activations quantized at run time, or with ranges measured on `data.calibration`"
+    )
+    per_channel: bool = Field(True, description="one scale for each output column of a weight, not one for all")
+    reduce_range: Literal["auto"] | bool = Field(
+        "auto", description="7-bit weights, which cannot saturate; auto = on x86 without VNNI"
+    )
+    activation: Literal["uint8", "int8"] = Field(
+        "uint8", description="static only: asymmetric uint8 (CPU), or symmetric int8 (TensorRT)"
+    )
+    embeddings: bool = Field(True, description="store embedding tables in 8 bits too (not with int8 activations)")
+    exclude: tuple[str, ...] = Field((), description="globs of node names that stay in float32")
+    target: str | None = Field(None, description="target that the model is for; decides `reduce_range: auto`")
+
+
+class Quantize(Pass):
+    """Runs ONNX Runtime's quantizer and records what it quantized, what it left, and with which range."""
+
+    name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    Config: ClassVar[type[PassConfig]] = QuantizeConfig
+    consumes: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
+    produces: ClassVar[Kind] = "onnx"
+    forbids: ClassVar[frozenset[str]] = frozenset({"int8", "fp16"})
+    adds: ClassVar[frozenset[str]] = frozenset({"int8"})
+    preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
+    uses: ClassVar[tuple[str, ...]] = ("calibration",)
+
+    def plan(self, inputs: Mapping[str, ModelInfo], config: QuantizeConfig) -> Plan:
+        info = inputs["model"]
+        kind = f"static INT8, {config.activation} activations" if config.method == "static" else "dynamic INT8"
+        bits = 7 if reduced_range(config)[0] else 8
+        summary = f"{kind}, {bits}-bit weights"
+        return Plan(summary, replace(info, traits=info.traits | self.adds), missing_onnxruntime())
+
+    def apply(self, inputs: Mapping[str, Artifact], config: QuantizeConfig, context: Context) -> Artifact:
+        import onnx
+
+        from compress.export.companions import copy_companions
+        from compress.export.golden import golden_onnx
+        from compress.export.onnx_clean import write_onnx
+        from compress.export.signature import read_graph
+
+        source = inputs["model"]
+        reduced, reason = reduced_range(config)
+        context.emit(f"quantizing to INT8 ({config.method})")
+        quantized, notes = _quantize(onnx.load(source.file()), config, reduced, source, context)
+        notes |= _asked(config, context)
+        notes |= {"reduce_range": reduced, "reduce_range_reason": reason, "target": config.target}
+        write_onnx(quantized, context.out / "model.onnx")
+        copy_companions(source.path, context.out)
+        return create_artifact(
+            context.out,
+            kind="onnx",
+            traits=sorted(source.traits | self.adds),
+            graphs={"model": read_graph(context.out / "model.onnx")},
+            parameters=source.manifest.parameters,
+            macs=source.manifest.macs,
+            notes=notes,
+            golden=golden_onnx(context.out, context.task),
+            **self.provenance(inputs, config, context),
+        )
+
+
+def reduced_range(config: QuantizeConfig) -> tuple[bool, str]:
+    """Return whether weights keep to 7 bits, and why: asked for, a GPU target, or this machine's instructions.
+
+    Raises:
+        RecipeError: ``target`` is unknown.
+    """
+    target = None if config.target is None else find_target(config.target)
+    if config.reduce_range != "auto":
+        return config.reduce_range, "asked for"
+    if target is not None and target.device == "cuda":
+        return False, f"the target {target.name} is a GPU, which accumulates in 32 bits"
+    return needs_reduced_range(isa_flags())
+
+
+def _asked(config: QuantizeConfig, context: Context) -> dict[str, Any]:
+    asked = context.data.notes.get("calibration_asked")
+    return {"calibration_asked": asked} if config.method == "static" and asked is not None else {}
+
+
+def _quantize(
+    model: onnx.ModelProto, config: QuantizeConfig, reduced: bool, source: Artifact, context: Context
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    from compress.quantization.int8 import quantize_dynamic, quantize_static
+
+    if config.method == "dynamic":
+        return quantize_dynamic(
+            model,
+            per_channel=config.per_channel,
+            reduce_range=reduced,
+            embeddings=config.embeddings,
+            exclude=config.exclude,
+        )
+    if "calibration" not in context.data:
+        raise DataError(
+            "Static quantization needs calibration examples, and the data has none.",
+            value="data.calibration",
+            fix="Give `data: {train: ..., calibration: {samples: 256}}`, or use `method: dynamic`.",
+        )
+    return quantize_static(
+        model,
+        context.task.encode(source.path, context.data["calibration"].rows),
+        per_channel=config.per_channel,
+        reduce_range=reduced,
+        embeddings=config.embeddings,
+        activation=config.activation,
+        exclude=config.exclude,
+    )
