@@ -39,12 +39,22 @@ def validate(
     sets: list[str] = SetOption,
     variables: list[str] = VarOption,
 ) -> None:
-    """Check a recipe: keys, types, order of steps, targets, model and data files. Changes nothing."""
+    """Check everything that a run checks before its first step: recipe, order, targets, model and data.
+
+    Reads the model and the data; keeps nothing.
+    """
+    from compress.pipeline.inputs import check_inputs
     from compress.pipeline.planning import make_plan
     from compress.recipe import load_recipe
 
     checked = make_plan(load_recipe(recipe, sets, variables))
+    data = check_inputs(checked, _quiet)
     skipped = [step for step in checked.steps if step.reason]
     for step in skipped:
         say(f"note: {step.id} will be skipped: {step.reason}")
-    print(f"{checked.recipe.name}: {len(checked.steps)} steps, fine.")
+    rows = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    print(f"{checked.recipe.name}: {len(checked.steps)} steps; {rows}; fine.")
+
+
+def _quiet(message: str, done: int | None = None, total: int | None = None) -> None:
+    pass

@@ -107,8 +107,8 @@ def write_outputs(
             count(done, len(encoded))
     for array in arrays.values():
         array.flush()
-    np.save(folder / f"{LOGITS}.npy", _in_order(logits))
-    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / f"{LOGITS}.npy", _in_order(logits), allow_pickle=False)
+    np.save(folder / "offsets.npy", offsets, allow_pickle=False)
     (folder / "columns.json").write_text(json.dumps(sorted(arrays)) + "\n", encoding="utf-8")
 
 

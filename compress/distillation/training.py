@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from compress.data.encoded import Encoded
 from compress.distillation.examples import TARGETS, Examples
 from compress.distillation.internals import predict
 from compress.distillation.trainer import SCORE, Emit, Learner, Objective, ObjectiveTrainer, Reporter
-from compress.models.loading import quiet
+from compress.models.loading import limit_threads, quiet
 from compress.tasks.base import Task
 
 _STATE = "trainer_state.json"
@@ -120,7 +117,7 @@ def train(
     Raises:
         RunError: the loss is not finite.
     """
-    with _threads(place.threads), quiet():
+    with limit_threads(place.threads), quiet():
         learner.to(place.device)
         start = task.score(predict(learner.student, validation), np.asarray(validation.targets))
         by_length = validation.select(np.argsort(validation.lengths, kind="stable"))
@@ -185,13 +182,3 @@ def _latest_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path, ignore_errors=True)
     return str(whole[max(whole)]) if whole else None
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -55,7 +55,7 @@ def take_in_onnx(
         ModelError: the file cannot be taken in; the message says why and what to do.
     """
     path = Path(path).expanduser()
-    model = _read(path)
+    model = read_onnx(path)
     inputs = _check_inputs(model.graph)
     width = _check_output(model.graph)
     tokenizer = _find(path, "tokenizer.json")
@@ -82,7 +82,7 @@ def take_in_onnx(
     return task.dump()
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path) -> onnx.ModelProto:
     """Load and check a model with its external weights, which must lie in its own folder."""
     import onnx
 

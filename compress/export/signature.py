@@ -40,11 +40,11 @@ def count_weights(onnx_file: Path) -> int:
     return sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in wanted)
 
 
-def read_traits(onnx_file: Path) -> tuple[str, ...]:
-    """Return what was done to the precision of an ONNX file: ``int8`` and ``fp16``, whichever its graph shows."""
+def traits_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return what was done to the precision of an ONNX model: ``int8`` and ``fp16``, whichever its graph shows."""
     import onnx
 
-    graph = onnx.load(onnx_file, load_external_data=False).graph
+    graph = model.graph
     operators = {node.op_type for node in graph.node}
     found = {"int8": bool(operators & {"DequantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger"})}
     found["fp16"] = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import RunError
-from compress.export.signature import read_traits
+from compress.export.signature import traits_of
 from compress.export.trt_api import Trt, load_trt, logged
 from compress.export.trt_profile import Profile
 
@@ -94,8 +94,11 @@ def build_engine(
 
 def precision_of(onnx_file: Path, tf32: bool) -> str:
     """Return what a strongly typed engine of an ONNX file computes in: int8, fp16, tf32 or fp32-strict."""
+    import onnx
+
+    traits = traits_of(onnx.load(onnx_file, load_external_data=False))
     for trait in ("int8", "fp16"):
-        if trait in read_traits(onnx_file):
+        if trait in traits:
             return trait
     return "tf32" if tf32 else "fp32-strict"
 

@@ -109,6 +109,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads inside this context; the setting is global in torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
     from safetensors import SafetensorError
 

@@ -118,7 +118,7 @@ class Pass(ABC):
     preserves: ClassVar[Literal["exact", "close", "task"]]
     """What the parity check may demand of the outputs, compared with the ``model`` input."""
     uses: ClassVar[tuple[str, ...]] = ()
-    """Splits that the pass reads: their digests are part of the store key."""
+    """Splits that the pass may read."""
     trains: ClassVar[bool] = False
     """Whether the result depends on the number of threads and the device (training does)."""
 
@@ -130,6 +130,14 @@ class Pass(ABC):
     def apply(self, inputs: Mapping[str, Artifact], config: Any, context: Context) -> Artifact:
         """Do it: write a new artifact into ``context.out`` and return it. Inputs stay untouched."""
 
+    def reads(self, config: Any) -> tuple[str, ...]:
+        """Return the splits that the pass reads under ``config``: their digests are part of the store key."""
+        return self.uses
+
+    def settle(self, config: Any) -> dict[str, Any]:
+        """Return what ``config`` leaves to this machine, decided; it becomes part of the store key."""
+        return {}
+
     def provenance(self, inputs: Mapping[str, Artifact], config: PassConfig, context: Context) -> dict[str, Any]:
         """Return the manifest fields that every pass records in the same way."""
         return {
@@ -138,7 +146,7 @@ class Pass(ABC):
             "made_by": PassRecord(name=self.name, version=self.version, config=config.model_dump(mode="json")),
             "versions": library_versions(self.libraries),
             "seed": context.seed,
-            "data": {name: context.data[name].digest for name in self.uses if name in context.data},
+            "data": {name: context.data[name].digest for name in self.reads(config) if name in context.data},
         }
 
 

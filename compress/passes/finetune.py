@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.artifact import Artifact, Kind, create_artifact
@@ -92,7 +93,7 @@ class Finetune(Pass):
             raise DataError("The training split has no labelled row.", fix="Give `data.train` a label column.")
         task = _shortened(context.task, config.max_length)
         encoded = task.encode(folder, labelled)
-        if config.label_smoothing and getattr(encoded.targets, "ndim", 0) != 1:
+        if config.label_smoothing and np.asarray(encoded.targets).dtype.kind != "i":
             raise UsageError(
                 "Label smoothing needs exactly one label per example.",
                 value=f"label_smoothing {config.label_smoothing}",

@@ -104,15 +104,13 @@ class Prune(Pass):
         return Plan(f"keep {share}, by {config.importance}", planned)
 
     def apply(self, inputs: Mapping[str, Artifact], config: PruneConfig, context: Context) -> Artifact:
-        import torch
-
         from compress.models.golden import golden_torch
-        from compress.models.loading import load_torch, save_torch
+        from compress.models.loading import limit_threads, load_torch, save_torch
 
         source = inputs["model"]
-        torch.set_num_threads(context.threads)
         model = load_torch(source.path, context.task).to(context.device)
-        scores = _score(model, source, config, context)
+        with limit_threads(context.threads):
+            scores = _score(model, source, config, context)
         before = count_macs(model)
         notes = _remove(model, scores, config)
         model.to("cpu")

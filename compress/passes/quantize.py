@@ -59,6 +59,12 @@ class Quantize(Pass):
         summary = f"{kind}, {bits}-bit weights"
         return Plan(summary, replace(info, traits=info.traits | self.adds), missing_onnxruntime())
 
+    def reads(self, config: QuantizeConfig) -> tuple[str, ...]:
+        return self.uses if config.method == "static" else ()
+
+    def settle(self, config: QuantizeConfig) -> dict[str, Any]:
+        return {"reduce_range": reduced_range(config)[0]}
+
     def apply(self, inputs: Mapping[str, Artifact], config: QuantizeConfig, context: Context) -> Artifact:
         import onnx
 

@@ -26,6 +26,7 @@ from compress.store import Store
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.resolved.yaml"
 DELIVERABLES = "deliverables"
+RESULTS = ("measurements.json", "report.json", "report.md", "report.html")
 
 
 class StepRecord(BaseModel):
@@ -65,11 +66,11 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
-    """Make the folder, or take up one in which the same recipe ran before.
+def check_place(out: Path, name: str) -> RunRecord | None:
+    """Say which run the folder holds so far; None if there is nothing yet.
 
     Raises:
-        UsageError: the folder holds another run, or things that are not a run.
+        UsageError: the folder holds another recipe's run, or things that are not a run.
     """
     if out.exists() and not out.is_dir():
         raise UsageError("--out names a file.", value=out, fix="Name a folder.")
@@ -80,8 +81,22 @@ def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRe
             raise UsageError(
                 f"The folder already holds a run of {old.name!r}.", value=out, fix="Choose another --out for this one."
             )
-    elif out.is_dir() and any(out.iterdir()):
+        return old
+    if out.is_dir() and any(out.iterdir()):
         raise UsageError("--out is not empty and holds no run.", value=out, fix="Choose another folder.")
+    return None
+
+
+def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
+    """Make the folder, or take up the one that ``check_place`` found.
+
+    What a changed recipe left there before (deliverables, samples, report) is removed: it would not be true any more.
+    """
+    old = check_place(out, name)
+    if old is not None and old.recipe_digest != recipe_digest:
+        shutil.rmtree(out / DELIVERABLES, ignore_errors=True)
+        for file in RESULTS:
+            (out / file).unlink(missing_ok=True)
     record = RunRecord(name=name, recipe_digest=recipe_digest)
     write_atomically(out / RECIPE_FILE, recipe_text)
     save(out, record)
@@ -105,6 +120,11 @@ def read_run(out: Path) -> RunRecord:
         return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ModelError("run.json cannot be read.", value=path, fix="Run the recipe again.") from error
+
+
+def withdraw(out: Path, step: str) -> None:
+    """Remove what an earlier run delivered of a step."""
+    shutil.rmtree(out / DELIVERABLES / step, ignore_errors=True)
 
 
 def deliver(artifact: Artifact, out: Path) -> None:

@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from compress.errors import MissingCapabilityError, ModelError, RecipeError, did_you_mean
 from compress.passes.base import ModelInfo, Pass, PassConfig, Plan, passes
 from compress.recipe import GateRule, Recipe, Step, explain
+from compress.runtimes.base import runtimes
+from compress.runtimes.cuda import why_no_cuda
+from compress.runtimes.target import find_target
 
 SOURCE = "model"
 """The id under which steps name the recipe's own model."""
@@ -74,10 +77,13 @@ def make_plan(recipe: Recipe) -> RunPlan:
     """Resolve and check a recipe.
 
     Raises:
-        RecipeError: an unknown key of a pass, an input that does not exist, steps in an impossible order.
+        RecipeError: an unknown key of a pass or an unknown target, an input that does not exist, steps in an
+            impossible order.
         ModelError: the model does not exist.
         MissingCapabilityError: a step that is not optional needs something that is not here.
     """
+    for name in recipe.measure.targets:
+        runtimes.get(find_target(name).runtime)
     source = read_source(recipe)
     infos: dict[str, ModelInfo] = {} if source is None else {SOURCE: source}
     steps: list[PlannedStep] = []
@@ -101,7 +107,10 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
     if path.suffix == ".onnx":
         if not path.is_file():
             raise ModelError("The model file does not exist.", value=recipe.model, fix="Correct `model:`.")
-        return ModelInfo("onnx")
+        from compress.export.onnx_source import read_onnx
+        from compress.export.signature import traits_of
+
+        return ModelInfo("onnx", frozenset(traits_of(read_onnx(path))))
     if path.is_dir():
         config = path / "config.json"
         if not config.is_file():
@@ -137,7 +146,7 @@ def _plan_step(
     _check_order(step, number, pass_, inputs.get("model"), parents.get("model"), earlier)
     plan = pass_.plan(inputs, config)
     dead = [f"{parent!r} is skipped" for parent in parents.values() if parent in earlier and earlier[parent].reason]
-    missing = [*plan.missing, *dead]
+    missing = [*plan.missing, *_missing_device(pass_, recipe), *dead]
     if missing and not step.optional:
         raise MissingCapabilityError(
             f"Step {number} {step.id!r} cannot run here.",
@@ -146,6 +155,12 @@ def _plan_step(
         )
     gates = recipe.gates if step.gates is None else step.gates
     return PlannedStep(step.id, pass_, config, parents, plan, gates, step.optional, "; ".join(missing))
+
+
+def _missing_device(pass_: Pass, recipe: Recipe) -> list[str]:
+    """Say why ``run.device`` is not there for a pass that computes on it."""
+    why = why_no_cuda() if recipe.run.device == "cuda" and pass_.produces == "torch" else ""
+    return [f"`run: {{device: cuda}}`: {why}"] if why else []
 
 
 def _parents(
@@ -224,6 +239,11 @@ def _baseline(
         return None
     if any(step.pass_.name == "export" and step.parents["model"] == reference for step in steps):
         return None
+    if BASELINE_ONNX in infos:
+        raise RecipeError(
+            f"A step is called {BASELINE_ONNX!r}, which is the name of the plain export of the uncompressed model.",
+            fix="Give the step another `id:`.",
+        )
     export = passes.get("export")()
     config = export.Config()
     plan = export.plan({"model": infos[reference]}, config)
@@ -255,7 +275,7 @@ def describe(plan: RunPlan) -> list[dict[str, Any]]:
             "traits": sorted(step.plan.result.traits),
             "parameters": step.plan.result.parameters,
             "macs": step.plan.result.macs,
-            "reads": list(step.pass_.uses),
+            "reads": list(step.pass_.reads(step.config)),
             "deliverable": step.id in leaves,
             "optional": step.optional,
             "skipped": step.reason or None,

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 
 
 class Predictions:
-    """Outputs on the validation split, by artifact."""
+    """Outputs on the validation split, by artifact: one example at a time, on one thread, as deployed."""
 
     def __init__(self, store: Store, run: RunConfig, emit: Progress) -> None:
         self._store = store
@@ -50,7 +50,7 @@ class Predictions:
         if runtime is None:
             return Prediction(None, None, f"no runtime here opens a {artifact.kind} artifact")
         device = self._run.device if runtime == "torch" else "cuda" if runtime == "tensorrt" else "cpu"
-        target = Target(name=f"{runtime}-{device}", runtime=runtime, device=device, threads=self._run.threads)
+        target = Target(name=f"{runtime}-{device}", runtime=runtime, device=device, threads=1)
         opener = runtimes.get(runtime)()
         available = opener.available(target)
         if not available.ok:

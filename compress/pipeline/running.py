@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 from compress import __version__
 from compress.artifact import Artifact, hash_json, open_artifact
-from compress.data.config import Problem
-from compress.data.sources import load_data
+from compress.bench.launch import without_folders
 from compress.data.splits import TaskData
-from compress.errors import CompressError, DataError, MissingCapabilityError, ModelError, ParityError, RunError
+from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError
 from compress.passes.base import Context, Progress, library_versions
 from compress.pipeline import folder
 from compress.pipeline.checking import GateResult, Parity, check_gates, check_parity
+from compress.pipeline.inputs import load_inputs
 from compress.pipeline.planning import SOURCE, PlannedStep, RunPlan
 from compress.pipeline.predictions import Predictions
 from compress.pipeline.source import Source, resolve_source
 from compress.recipe import Recipe
 from compress.store import Store
-from compress.tasks.base import Score, Task, tasks
+from compress.tasks.base import Score, Task
 
 
 @dataclass
@@ -65,13 +65,11 @@ class RunState:
 
     @property
     def failed_gates(self) -> list[str]:
-        """Deliverables that a gate holds back and that are not optional."""
+        """Steps that a gate of theirs holds back and that are not optional."""
         return [
-            id_
-            for id_ in self.plan.leaves
-            if self.outcomes[id_].status == "done"
-            and not self.outcomes[id_].delivered
-            and not self.plan.by_id[id_].optional
+            step.id
+            for step in self.plan.steps
+            if self.outcomes[step.id].status == "done" and not self.outcomes[step.id].delivered and not step.optional
         ]
 
 
@@ -84,20 +82,22 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
         CompressError: a step that is not optional failed; what was finished stays in the store.
     """
     recipe = plan.recipe
+    folder.check_place(out, recipe.name)
+    source = resolve_source(recipe, store, emit)
+    data, task = load_inputs(plan, source)
+    state = RunState(plan, data, task, {}, source)
     text = recipe.to_yaml()
     record = folder.prepare(out, recipe.name, text, hash_json(text))
-    source = resolve_source(recipe, store, emit)
-    data = _load(plan, source)
-    state = RunState(plan, data, _choose_task(plan, source, data), {}, source)
     if source is not None:
         state.outcomes[SOURCE] = StepOutcome("done", open_artifact(source.path), cached=source.cached)
     predictions = Predictions(store, recipe.run, emit)
     for number, step in enumerate(plan.steps, 1):
         emit(f"[{number}/{len(plan.steps)}] {step.id}: {step.plan.summary}")
+        folder.withdraw(out, step.id)
         outcome, key = _run_step(step, state, store, emit)
         state.outcomes[step.id] = outcome
         if outcome.status == "done":
-            _check(step, state, predictions)
+            outcome = state.outcomes[step.id] = _checked(step, state, predictions)
         entry = folder.StepRecord(
             status=outcome.status,
             key=key,
@@ -124,7 +124,7 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
     for role, parent in step.parents.items():
         artifact = state.artifact(parent)
         if artifact is None:
-            return StepOutcome("skipped", reason=f"{parent!r} made nothing"), None
+            return _without_parent(step, parent, state.outcomes[parent]), None
         inputs[role] = artifact
     run = state.recipe.run
     key = step_key(step, inputs, state)
@@ -151,23 +151,34 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
     except MissingCapabilityError as error:
         if not step.optional:
             raise
-        return StepOutcome("skipped", reason=error.what), None
+        return StepOutcome("skipped", reason=without_folders(error.what)), None
     except CompressError as error:
         if not step.optional:
             raise
-        return StepOutcome("failed", reason=str(error)), None
+        return StepOutcome("failed", reason=without_folders(str(error))), None
     return StepOutcome("done", open_artifact(path), cached, time.monotonic() - begun), key
+
+
+def _without_parent(step: PlannedStep, parent: str, outcome: StepOutcome) -> StepOutcome:
+    if step.optional or step.implicit:
+        return StepOutcome("skipped", reason=f"{parent!r} made nothing")
+    raise RunError(
+        f"Step {step.id!r} cannot run: its input {parent!r} was {outcome.status}.",
+        value=outcome.reason,
+        fix=f"Make {step.id!r} optional as well, or repair {parent!r}.",
+    )
 
 
 def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState) -> str:
     """Return the store key of a step: everything that its bytes depend on."""
     run = state.recipe.run
-    splits = {name: state.data[name].digest for name in step.pass_.uses if name in state.data}
+    splits = {name: state.data[name].digest for name in step.pass_.reads(step.config) if name in state.data}
     return hash_json(
         {
             "mcompress": __version__,
             "pass": [step.pass_.name, step.pass_.version],
             "config": step.config.model_dump(mode="json", exclude=set(step.pass_.roles)),
+            "settled": step.pass_.settle(step.config),
             "inputs": {role: artifact.digest for role, artifact in inputs.items()},
             "task": state.task.dump(),
             "data": splits,
@@ -176,6 +187,17 @@ def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState)
             "versions": library_versions(step.pass_.libraries),
         }
     )
+
+
+def _checked(step: PlannedStep, state: RunState, predictions: Predictions) -> StepOutcome:
+    """Check a finished step; an optional one that breaks its promise is a failed one, and the run goes on."""
+    try:
+        _check(step, state, predictions)
+    except RunError as error:
+        if not step.optional or step.implicit:
+            raise
+        return StepOutcome("failed", reason=without_folders(str(error)))
+    return state.outcomes[step.id]
 
 
 def _check(step: PlannedStep, state: RunState, predictions: Predictions) -> None:
@@ -233,61 +255,6 @@ def _reference_score(state: RunState, predictions: Predictions) -> Score:
             fix="Let the step that makes it not be optional, or declare `gates: {}`.",
         )
     return reference.score
-
-
-def _load(plan: RunPlan, source: Source | None) -> TaskData:
-    """Read the data; labels are matched with the model's, unless a fine-tuning makes a new head.
-
-    Raises:
-        DataError: a split that the recipe needs is not there, or labels do not match.
-    """
-    recipe = plan.recipe
-    if source is not None and not source.trained and not _begins_with_tuning(plan):
-        raise ModelError(
-            "The model has no trained head for the task.",
-            value=recipe.model,
-            fix="Begin the recipe with a `finetune` step, or give a fine-tuned model.",
-        )
-    data = load_data(
-        recipe.data,
-        expand=recipe.expand,
-        text_columns=tasks.get(recipe.task).columns,
-        problem=_problem(recipe, source),
-        known_labels=None if source is None or _begins_with_tuning(plan) else source.options["labels"] or None,
-    )
-    needed = {"validation": "gates and checkpoints"}
-    for step in plan.steps:
-        needed |= {name: f"step {step.id!r}" for name in step.pass_.uses if name != "transfer" and not step.reason}
-    for name, by in needed.items():
-        if name not in data:
-            raise DataError(
-                f"The recipe has no {name} split, which {by} need{'s' if by.startswith('step') else ''}.",
-                value=f"splits: {', '.join(data.splits)}",
-                fix=f"Add `{name}:` to `data:`, or carve it: `{name}: {{from: train, fraction: 0.1}}`.",
-            )
-    return data
-
-
-def _begins_with_tuning(plan: RunPlan) -> bool:
-    return plan.steps[0].pass_.name == "finetune"
-
-
-def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
-    """The model's own labels and lengths; the data's where a fine-tuning comes first."""
-    recipe = plan.recipe
-    if source is not None and not (_begins_with_tuning(plan) and set(source.options["labels"]) != set(data.labels)):
-        return tasks.get(recipe.task).parse(source.options)
-    options: dict[str, Any] = {
-        "name": recipe.task,
-        "labels": list(data.labels),
-        "problem": recipe.problem or "single_label",
-        "max_length": recipe.max_length or (source.options["max_length"] if source else 128),
-    }
-    return tasks.get(recipe.task).parse(options)
-
-
-def _problem(recipe: Recipe, source: Source | None) -> Problem:
-    return recipe.problem or (source.options["problem"] if source else "single_label")
 
 
 def _threads(threads: int | None) -> int:

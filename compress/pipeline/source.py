@@ -67,13 +67,21 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
 def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
     if place.suffix == ".onnx":
         from compress.export.golden import golden_onnx
-        from compress.export.onnx_source import take_in_onnx
-        from compress.export.signature import count_weights, read_graph
+        from compress.export.onnx_source import read_onnx, take_in_onnx
+        from compress.export.signature import count_weights, read_graph, traits_of
 
         options = take_in_onnx(place, payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
         golden = golden_onnx(payload, task_from(options))
         file = payload / "model.onnx"
-        return _record(payload, "onnx", options, graph=read_graph(file), parameters=count_weights(file), golden=golden)
+        return _record(
+            payload,
+            "onnx",
+            options,
+            traits=traits_of(read_onnx(file)),
+            graph=read_graph(file),
+            parameters=count_weights(file),
+            golden=golden,
+        )
     from compress.models.counting import count_macs, count_parameters
     from compress.models.golden import golden_torch
     from compress.models.loading import load_torch

@@ -16,7 +16,7 @@ def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
     for name in state.recipe.measure.targets:
         ready = [row for row in rows if row.target == name and row.deliverable and row.status == "ok" and row.latency]
         if ready:
-            return _verdict(state, name, ready, deliverables)
+            return _verdict(state, name, ready, deliverables, measured.split)
     return Verdict(
         headline="Nothing may ship: no deliverable both passed its gates and could be measured here.",
         reasons=tuple(d.text for d in deliverables),
@@ -24,7 +24,9 @@ def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
     )
 
 
-def _verdict(state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...]) -> Verdict:
+def _verdict(
+    state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...], split: str
+) -> Verdict:
     baseline = ONNX if any(ONNX in row.speedups for row in ready) else TORCH
     best = max(ready, key=lambda row: row.speedups[baseline].ratio if baseline in row.speedups else 0.0)
     speedup = best.speedups.get(baseline)
@@ -45,7 +47,7 @@ def _verdict(state: RunState, target: str, ready: Sequence[Row], deliverables: t
         else f"It is the only deliverable that passed its gates and ran on {target}."
     )
     if best.difference is not None:
-        reasons.append(f"Its accuracy on test, paired with the reference: {best.difference.text}.")
+        reasons.append(f"Its accuracy on {split}, paired with the reference: {best.difference.text}.")
     return Verdict(
         step=best.step, target=target, headline=headline + ".", reasons=tuple(reasons), deliverables=deliverables
     )

@@ -50,6 +50,11 @@ class Task(ABC):
     labels: tuple[str, ...]
     max_length: int
 
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """Name of the main metric, as ``score`` reports it; gates are declared by it."""
+
     @abstractmethod
     def dump(self) -> dict[str, Any]:
         """Return the JSON form; ``task_from(dump())`` gives an equal task."""

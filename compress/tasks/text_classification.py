@@ -25,6 +25,7 @@ _HF_PROBLEMS: Mapping[Problem, str] = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+_METRICS: Mapping[Problem, str] = {"single_label": "accuracy", "multi_label": "exact_match", "regression": "mae"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class TextClassification(Task):
         )
 
     @property
+    def metric(self) -> str:
+        return _METRICS[self.problem]
+
+    @property
     def outputs(self) -> int:
         """Width of the logits."""
         return len(self.labels) or 1
@@ -81,19 +86,19 @@ class TextClassification(Task):
     def score(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
         if self.problem == "single_label":
             right = (outputs.argmax(axis=1) == targets).astype(np.float64)
-            return Score("accuracy", float(right.mean()), "higher", right, {})
+            return Score(self.metric, float(right.mean()), "higher", right, {})
         if self.problem == "multi_label":
             chosen = outputs > 0
             wanted = targets > 0.5
             right = (chosen == wanted).all(axis=1).astype(np.float64)
             hits = float((chosen & wanted).sum())
             f1 = 2 * hits / max(float(chosen.sum() + wanted.sum()), 1.0)
-            return Score("exact_match", float(right.mean()), "higher", right, {"micro_f1": f1})
+            return Score(self.metric, float(right.mean()), "higher", right, {"micro_f1": f1})
         values = outputs.reshape(-1).astype(np.float64)
         errors = np.abs(values - targets)
         spread = values.std() * targets.std()
         pearson = float(((values - values.mean()) * (targets - targets.mean())).mean() / spread) if spread else 0.0
-        return Score("mae", float(errors.mean()), "lower", errors, {"pearson": pearson})
+        return Score(self.metric, float(errors.mean()), "lower", errors, {"pearson": pearson})
 
     def agree(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Same label; same set of labels; for regression within 1 % of the first model's spread."""

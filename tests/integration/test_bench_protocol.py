@@ -291,3 +291,23 @@ def test_worker_is_pinned_and_single_threaded(
         (pid,) = (p.pid for p in psutil.Process().children() if "compress.bench.worker" in p.cmdline())
         assert sorted(os.sched_getaffinity(pid)) == child.cores == [max(os.sched_getaffinity(0))]
         assert psutil.Process(pid).environ()["OMP_NUM_THREADS"] == "1"
+
+
+def test_child_dies_with_its_parent_although_its_input_stays_open() -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'compress.bench.worker'])\n"
+        "print(child.pid, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.stdin.write('{"op": "nothing", "cores": []}\n')
+        parent.stdin.flush()
+        assert "error" in parent.stdout.readline()
+        parent.kill()
+        gone, alive = psutil.wait_procs([child], timeout=10)
+    assert (len(gone), alive) == (1, [])

@@ -345,7 +345,7 @@ def test_narrow_student_with_another_tokenizer_learns_from_logits_alone(bench: B
 def test_width_maps_are_not_saved(bench: Bench, teacher: Artifact) -> None:
     narrow = INIT | {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 32}
     student = bench.run(Finetune(), {}, {"init": narrow, "epochs": 1})
-    config = DISTIL | {"epochs": 4, "learning_rate": 1e-2, "batch_size": 8}
+    config = DISTIL | {"epochs": 6, "learning_rate": 1e-2, "batch_size": 8, "weights": {"hidden": 1.0}}
     out = bench.run(Distill(), {"model": student, "teacher": teacher}, config)
     assert weights(out.path).keys() == weights(student.path).keys()
     assert divergence(out, teacher) < 0.5 * divergence(student, teacher)
@@ -375,7 +375,10 @@ def test_other_problems_run_the_whole_chain(bench: Bench, problem: str) -> None:
         for name in ("train", "validation")
     }
     fields = {"task": task, "data": TaskData(splits, labels)}
-    dense = bench.run(Finetune(), {}, {"init": INIT, "epochs": 1, "learning_rate": 5e-3}, **fields)
+    start = {"init": INIT, "epochs": 1, "learning_rate": 5e-3}
+    with pytest.raises(UsageError, match="exactly one label"):
+        bench.run(Finetune(), {}, start | {"label_smoothing": 0.1}, **fields)
+    dense = bench.run(Finetune(), {}, start, **fields)
     config = {"macs": 0.5, "samples": 16, "round_to": 8, "min_neurons": 8}
     small = bench.run(Prune(), {"model": dense}, config, **fields)
     out = bench.run(Distill(), {"model": small, "teacher": dense}, DISTIL, **fields)

@@ -18,7 +18,7 @@ from compress.data.overlap import content_key
 from compress.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-SMALL_TRAIN_DIGEST = "e987f9e56303c7325e2bbef833abb91ca2bbce1a06e37cb4dd6e9e682114de9a"
+SMALL_TRAIN_DIGEST = "83e96e300d5cc42b68fdadb0fea9c8583bd968a0625d3775a6ecb7b05267cc28"
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +78,12 @@ def test_only_the_order_tells_which_request_counts(construction):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "swap", "pairs"),
-    [
-        ("upgrade_plan", "downgrade_plan", ("low", "high"), 3),
-        ("shop_owes_customer", "customer_owes_shop", ("mine", "yours"), 2),
-    ],
+    ("one", "other", "pairs"), [("upgrade_plan", "downgrade_plan", 3), ("shop_owes_customer", "customer_owes_shop", 2)]
 )
-def test_direction_is_told_by_order_alone(one, other, swap, pairs):
-    same = 0
-    for request, mirrored in zip(REQUESTS[one], REQUESTS[other], strict=True):
-        assert request != mirrored
-        same += all(f"{{{name}}}" in request for name in swap) and sorted(request.split()) == sorted(mirrored.split())
-    assert same == pairs
+def test_direction_is_told_by_order_alone(one, other, pairs):
+    mirrored = [(a.split(), b.split()) for a, b in zip(REQUESTS[one], REQUESTS[other], strict=True)]
+    assert all(a != b for a, b in mirrored)
+    assert sum(sorted(a) == sorted(b) for a, b in mirrored) == pairs
 
 
 def test_no_request_belongs_to_two_intents():

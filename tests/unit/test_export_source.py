@@ -15,7 +15,7 @@ from compress.errors import ModelError
 from compress.export.golden import golden_onnx
 from compress.export.onnx_clean import write_onnx
 from compress.export.onnx_source import take_in_onnx
-from compress.export.signature import read_graph, read_traits
+from compress.export.signature import read_graph, traits_of
 from compress.quantization.fp16 import cast_fp16
 from compress.quantization.int8 import quantize_dynamic
 from compress.tasks.base import task_from
@@ -199,4 +199,4 @@ def test_traits_show_what_was_done_to_the_precision(tiny_exported: Callable[...,
     made = {"fp32": model, "fp16": cast_fp16(model)[0], "int8": quantize_dynamic(model)[0]}
     for name, variant in made.items():
         write_onnx(variant, tmp_path / f"{name}.onnx")
-    assert [read_traits(tmp_path / f"{name}.onnx") for name in made] == [(), ("fp16",), ("int8",)]
+    assert [traits_of(onnx.load(tmp_path / f"{name}.onnx")) for name in made] == [(), ("fp16",), ("int8",)]

@@ -53,9 +53,9 @@ FRAMES: dict[str, tuple[str, ...]] = {
 SHARES: dict[str, float] = {"plain": 0.50, "correction": 0.20, "negation": 0.20, "who": 0.10}
 """Construction -> share of the tickets."""
 
-OPENER_SHARE = 0.25
+OPENER_SHARE = 0.2
 CLOSER_SHARE = 0.2
-DISTRACTOR_SHARE = 0.25
+DISTRACTOR_SHARE = 0.2
 TYPO_SHARE = 0.1
 LOWERCASE_SHARE = 0.3
 

@@ -105,15 +105,15 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "start my account again",
     ),
     "shop_owes_customer": (
-        "settle the {amount} that went from the {mine} to the {yours}",
-        "check the payment of {amount} from the {mine} to the {yours}",
+        "settle the {amount} that went from the buyer to the seller",
+        "check the payment of {amount} from the buyer to the seller",
         "sort out the {amount} that I sent to you by mistake",
         "settle the {amount} that you owe to me",
         "pay out the {amount} that is still mine",
     ),
     "customer_owes_shop": (
-        "settle the {amount} that went from the {yours} to the {mine}",
-        "check the payment of {amount} from the {yours} to the {mine}",
+        "settle the {amount} that went from the seller to the buyer",
+        "check the payment of {amount} from the seller to the buyer",
         "sort out the {amount} that you sent to me by mistake",
         "settle the {amount} that I owe to you",
         "collect the {amount} that is still yours",
@@ -126,26 +126,23 @@ PLANS: tuple[str, ...] = ("basic", "plus", "premium")
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "item": (
-        "lamp", "kettle", "chair", "desk", "phone", "camera", "printer", "jacket", "blender", "toaster",
-        "monitor", "keyboard", "backpack", "bicycle", "heater", "mirror", "speaker", "tent", "watch", "sofa",
+        "lamp", "kettle", "chair", "desk", "phone", "camera", "printer", "jacket", "blender", "bicycle", "tent", "sofa",
     ),
-    "city": ("Leeds", "Porto", "Ghent", "Turin", "Bergen", "Lyon", "Graz", "Malmo", "Cork", "Brno"),
-    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
-    "month": ("January", "February", "March", "April", "June", "July", "August", "October"),
-    "amount": ("12 euros", "15 euros", "20 euros", "35 euros", "40 euros", "60 euros", "75 euros", "90 euros"),
+    "city": ("Leeds", "Porto", "Ghent", "Turin", "Bergen", "Lyon"),
+    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+    "month": ("January", "March", "April", "June", "August", "October"),
+    "amount": ("12 euros", "20 euros", "35 euros", "40 euros", "75 euros", "90 euros"),
     "plan": PLANS,
-    "mine": ("buyer", "customer"),
-    "yours": ("seller", "shop"),
 }  # fmt: skip
 
-ADVERBS: tuple[str, ...] = ("", "", "now", "simply", "kindly", "just", "quickly")
+ADVERBS: tuple[str, ...] = ("", "", "now", "simply", "kindly")
 """May stand before the request of a plain ticket."""
 
-PEOPLE: tuple[str, ...] = ("my wife", "my brother", "my boss", "my son", "a colleague", "my flatmate")
+PEOPLE: tuple[str, ...] = ("my wife", "my brother", "my boss", "a colleague")
 
-OPENERS: tuple[str, ...] = ("hello", "hi", "good morning", "dear team", "hey", "good evening")
+OPENERS: tuple[str, ...] = ("hello", "hi", "good morning", "dear team")
 
-CLOSERS: tuple[str, ...] = ("thanks", "thank you", "many thanks", "cheers", "best regards", "thanks a lot")
+CLOSERS: tuple[str, ...] = ("thanks", "thank you", "many thanks", "best regards")
 
 DISTRACTORS: tuple[str, ...] = (
     "my last order was fine",
@@ -154,9 +151,7 @@ DISTRACTORS: tuple[str, ...] = (
     "my account is two years old",
     "the {item} came on {day}",
     "the last delivery to {city} was late",
-    "my card works",
     "I did not cancel anything in {month}",
     "I paid {amount} in {month}",
-    "a friend told me about your shop",
 )
 """Sentences that mention the words of other intents and ask for nothing."""

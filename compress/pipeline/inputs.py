@@ -1,0 +1,114 @@
+"""What a run starts from: examples that fit the model, and the task; everything that can be refused before work."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compress.data.config import Problem
+from compress.data.sources import load_data
+from compress.data.splits import TaskData
+from compress.errors import DataError, ModelError, RecipeError, did_you_mean
+from compress.passes.base import Progress
+from compress.pipeline.planning import RunPlan
+from compress.pipeline.source import Source, resolve_source
+from compress.recipe import Recipe
+from compress.store import Store
+from compress.tasks.base import Task, tasks
+
+
+def load_inputs(plan: RunPlan, source: Source | None) -> tuple[TaskData, Task]:
+    """Read the data and settle the task.
+
+    Args:
+        plan: of the recipe.
+        source: the recipe's model, taken in; None if the recipe makes its own.
+
+    Raises:
+        ModelError: the model has no head for the task, and nothing trains one.
+        DataError: a split that the recipe needs is not there, or labels do not match.
+        RecipeError: a gate names a metric that the task does not have.
+    """
+    data = _load(plan, source)
+    task = _choose_task(plan, source, data)
+    _check_gate_metrics(plan, task)
+    return data, task
+
+
+def check_inputs(plan: RunPlan, emit: Progress) -> TaskData:
+    """Take the model in and read the data as a run would, in a temporary folder; keep nothing.
+
+    A model of the hub is not downloaded: its labels are not compared with the data's.
+
+    Raises:
+        CompressError: whatever a run would refuse before its first step.
+    """
+    model = plan.recipe.model
+    if model is not None and not Path(plan.recipe.expand(model)).expanduser().exists():
+        return load_inputs(plan, None)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        return load_inputs(plan, resolve_source(plan.recipe, Store(folder), emit))[0]
+
+
+def _load(plan: RunPlan, source: Source | None) -> TaskData:
+    """Read the data; labels are matched with the model's, unless a fine-tuning makes a new head."""
+    recipe = plan.recipe
+    if source is not None and not source.trained and not _begins_with_tuning(plan):
+        raise ModelError(
+            "The model has no trained head for the task.",
+            value=recipe.model,
+            fix="Begin the recipe with a `finetune` step, or give a fine-tuned model.",
+        )
+    data = load_data(
+        recipe.data,
+        expand=recipe.expand,
+        text_columns=tasks.get(recipe.task).columns,
+        problem=_problem(recipe, source),
+        known_labels=None if source is None or _begins_with_tuning(plan) else source.options["labels"] or None,
+    )
+    needed = {"validation": "gates and checkpoints"}
+    for step in plan.steps:
+        reads = () if step.reason else step.pass_.reads(step.config)
+        needed |= {name: f"step {step.id!r}" for name in reads if name != "transfer"}
+    for name, by in needed.items():
+        if name not in data:
+            raise DataError(
+                f"The recipe has no {name} split, which {by} need{'s' if by.startswith('step') else ''}.",
+                value=f"splits: {', '.join(data.splits)}",
+                fix=f"Add `{name}:` to `data:`, or carve it: `{name}: {{from: train, fraction: 0.1}}`.",
+            )
+    return data
+
+
+def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
+    """The model's own labels and lengths; the data's where a fine-tuning comes first."""
+    recipe = plan.recipe
+    if source is not None and not (_begins_with_tuning(plan) and set(source.options["labels"]) != set(data.labels)):
+        return tasks.get(recipe.task).parse(source.options)
+    options: dict[str, Any] = {
+        "name": recipe.task,
+        "labels": list(data.labels),
+        "problem": _problem(recipe, source),
+        "max_length": recipe.max_length or (source.options["max_length"] if source else 128),
+    }
+    return tasks.get(recipe.task).parse(options)
+
+
+def _check_gate_metrics(plan: RunPlan, task: Task) -> None:
+    """Refuse an unknown metric before any work, not after an hour of training."""
+    for gates in (plan.recipe.gates, *(step.gates for step in plan.steps)):
+        for name in gates or ():
+            if name != task.metric:
+                raise RecipeError(
+                    f"A gate names the metric {name!r}, which this task does not have.",
+                    fix=did_you_mean(name, [task.metric]),
+                )
+
+
+def _begins_with_tuning(plan: RunPlan) -> bool:
+    return plan.steps[0].pass_.name == "finetune"
+
+
+def _problem(recipe: Recipe, source: Source | None) -> Problem:
+    return recipe.problem or (source.options["problem"] if source else "single_label")
