@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.errors import UsageError
 from compress.recipe import Recipe, load_recipe
 from compress.store import Store
 
@@ -61,26 +61,29 @@ def run(
     """
     from compress.pipeline.measuring import measure_run
     from compress.pipeline.planning import make_plan
+    from compress.pipeline.public import command_line
     from compress.pipeline.running import run_steps
-    from compress.pipeline.summary import public_path, summarise, write_samples
+    from compress.pipeline.summary import summarise, write_samples
     from compress.report.files import write_report
 
+    if isinstance(recipe, Recipe) and (overrides or variables):
+        raise UsageError(
+            "Overrides and variables belong to a recipe that is still to be read.",
+            value=", ".join([*overrides, *variables]),
+            fix="Pass them to `load_recipe`, or give `run` the file or the name.",
+        )
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, variables)
     place, kept = Path(out), store or Store.default()
     sink = emit or _silent
     state = run_steps(make_plan(loaded), place, kept, sink)
     with kept.workspace() as work:
         measured = measure_run(state, work, sink)
-    name = loaded.name if isinstance(recipe, Recipe) else public_path(str(recipe))
-    line = command or shlex.join(["mcompress", "run", name, "--out", "DIR", *_flags(overrides)])
+    name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
+    line = command or command_line(name, "DIR", overrides, variables)
     summary = summarise(state, measured, line)
     write_samples(measured, place / "measurements.json")
     write_report(summary, place)
     return RunResult(place, summary, tuple(state.failed_gates))
-
-
-def _flags(overrides: Sequence[str]) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
 
 
 def _silent(message: str, done: int | None = None, total: int | None = None) -> None:

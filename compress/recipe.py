@@ -136,6 +136,12 @@ def read_recipe(source: str | Path) -> str:
     known = builtin_recipes()
     if str(source) in known:
         return known[str(source)]
+    if path.is_dir() or path.suffix == ".onnx":
+        raise RecipeError(
+            "This is a model, not a recipe.",
+            value=path,
+            fix="Run `mcompress run MODEL --data DIR --out DIR`, or name the model in a recipe's `model:`.",
+        )
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise RecipeError("The recipe does not exist.", value=path, fix="Give a YAML file, or see `mcompress ls`.")
     raise RecipeError(f"Unknown recipe {str(source)!r}.", fix=did_you_mean(str(source), known))

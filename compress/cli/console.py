@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable
@@ -63,6 +64,20 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def print_wrapped(text: str, indent: int = 0, hanging: int = 6) -> None:
+    """Print words in lines of at most 80 characters; a single longer word (a path) stays whole."""
+    lines = textwrap.wrap(
+        text,
+        80,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+    print("\n".join(lines))
 
 
 class ProgressPrinter:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from compress.cli.console import JsonOption, guarded, print_json
+from typing import Any
+
+from compress.cli.console import JsonOption, guarded, print_json, print_wrapped
+
+_WIDTH = 24
 
 
 @guarded
@@ -18,13 +22,26 @@ def env(json_: bool = JsonOption) -> None:
     if json_:
         print_json({**found, "targets": {name: {"ok": a.ok, "reason": a.reason} for name, a in targets.items()}})
         return
-    for key, value in found.items():
+    _show(found, 0)
+    _show({"targets": {name: "yes" if a.ok else f"no: {a.reason}" for name, a in targets.items()}}, 0)
+
+
+def _show(facts: dict[str, Any], indent: int) -> None:
+    """Print ``name value`` lines, nested facts below their name."""
+    for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{key}:")
-            for inner, text in value.items():
-                print(f"  {inner:24} {text}")
+            print(f"{' ' * indent}{name}:")
+            _show(value, indent + 2)
         else:
-            print(f"{key:14} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
-    print("targets:")
-    for name, available in targets.items():
-        print(f"  {name:24} {'yes' if available.ok else 'no: ' + available.reason}")
+            start = _WIDTH + 2
+            print_wrapped(f"{' ' * indent}{name:{start - indent}} {_words(value)}", 0, start + 1)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, say
+from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, print_wrapped, say
 
 
 @guarded
@@ -24,13 +24,13 @@ def plan(
         return
     for number, step in enumerate(steps, 1):
         inputs = ", ".join(p if role == "model" else f"{role}: {p}" for role, p in step["parents"].items())
-        mark = "deliverable" if step["deliverable"] else ""
-        print(f"{number:2}. {step['id']} ({step['pass']}){' <- ' + inputs if inputs else ''}")
+        mark = "; deliverable" if step["deliverable"] else ""
+        print_wrapped(f"{number:2}. {step['id']} ({step['pass']}){' <- ' + inputs if inputs else ''}")
         size = f"; about {step['parameters']:,} parameters" if step["parameters"] else ""
-        print(f"      {step['does']}{size}")
-        print(f"      gives {step['gives']} {' '.join(step['traits'])} {mark}".rstrip())
+        print_wrapped(f"{step['does']}{size}", 6)
+        print_wrapped(f"gives {step['gives']} {' '.join(step['traits'])}{mark}", 6)
         if step["skipped"]:
-            print(f"      will be skipped: {step['skipped']}")
+            print_wrapped(f"will be skipped: {step['skipped']}", 6)
 
 
 @guarded

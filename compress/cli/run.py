@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import typer
@@ -26,7 +25,7 @@ def run(
     With a MODEL and --data, a built-in recipe is chosen and printed first.
     """
     from compress.api import run as run_recipe
-    from compress.pipeline.summary import public_path
+    from compress.pipeline.public import command_line
     from compress.recipe import load_recipe, parse_recipe
 
     if data is None:
@@ -37,9 +36,7 @@ def run(
         text = pick_recipe(what, data)
         say(text)
         recipe = parse_recipe(text, sets, variables, origin="the chosen recipe")
-    flags = [part for value in sets for part in ("--set", value)]
-    source = [] if data is None else ["--data", public_path(str(data))]
-    command = shlex.join(["mcompress", "run", public_path(what), "--out", public_path(str(out)), *source, *flags])
+    command = command_line(what, str(out), sets, variables, None if data is None else str(data))
     progress = ProgressPrinter()
     try:
         result = run_recipe(recipe, out, emit=progress, command=command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def table(rows: Sequence[BenchRow]) -> str:
     lines = [f"{'artifact':16} {'target':14} {'MB':>6} {'metric':>8} {'diff':>6} {'p50 ms':>7} {'speed-up':>17}"]
     for row in rows:
         if row.status != "ok":
-            lines.append(f"{row.artifact[:16]:16} {row.target[:14]:14} {row.status}: {row.reason}")
+            text = f"{row.artifact[:16]:16} {row.target[:14]:14} {row.status}: {row.reason}"
+            lines += textwrap.wrap(text, 80, subsequent_indent=" " * 32, break_on_hyphens=False)
             continue
         percent = row.metric != "mae"
         scale, form = (100.0, ".2f") if percent else (1.0, ".3f")

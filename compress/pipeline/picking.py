@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from compress.errors import DataError, ModelError
+from compress.errors import DataError, ModelError, UsageError
 from compress.recipe import read_recipe
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -19,17 +19,25 @@ def pick_recipe(model: str, data: Path) -> str:
     An ``.onnx`` file can only be quantized, cast and built; a torch model is also pruned and distilled.
 
     Raises:
+        UsageError: ``model`` is a recipe.
         ModelError: the model is a folder or file that does not exist.
         DataError: the folder lacks a train or a validation file.
     """
     place = Path(model).expanduser()
+    if place.suffix in {".yaml", ".yml"}:
+        raise UsageError(
+            "--data goes with a model; a recipe names its data itself.",
+            value=model,
+            fix="Leave --data out, or set the recipe's variables with --var NAME=VALUE.",
+        )
     looks_local = model.startswith((".", "/", "~")) or place.suffix == ".onnx"
     if looks_local and not place.exists():
         raise ModelError("The model does not exist.", value=model, fix="Give a folder, an .onnx file or a hub id.")
     text = read_recipe("onnx-int8" if place.suffix == ".onnx" else "classifier-cpu")
     recipe = yaml.safe_load(text)
     recipe["model"] = str(place) if place.exists() else model
-    recipe["data"] = {**recipe["data"], **_find_splits(data)}
+    others = {key: value for key, value in recipe["data"].items() if key not in _SPLITS}
+    recipe["data"] = {**_find_splits(data), **others}
     head = [line for line in text.splitlines() if line.startswith("#")]
     return "\n".join([*head, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)])
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from compress import __version__
 from compress.artifact import Artifact, hash_json, open_artifact
@@ -160,7 +160,7 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
 
 
 def _without_parent(step: PlannedStep, parent: str, outcome: StepOutcome) -> StepOutcome:
-    if step.optional or step.implicit:
+    if step.optional:
         return StepOutcome("skipped", reason=f"{parent!r} made nothing")
     raise RunError(
         f"Step {step.id!r} cannot run: its input {parent!r} was {outcome.status}.",
@@ -194,7 +194,7 @@ def _checked(step: PlannedStep, state: RunState, predictions: Predictions) -> St
     try:
         _check(step, state, predictions)
     except RunError as error:
-        if not step.optional or step.implicit:
+        if not step.optional:
             raise
         return StepOutcome("failed", reason=without_folders(str(error)))
     return state.outcomes[step.id]

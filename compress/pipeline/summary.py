@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from compress import __version__
@@ -12,6 +12,7 @@ from compress.bench.environment import environment
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
+from compress.pipeline.public import public_path, public_recipe
 from compress.pipeline.rows import PERCENT, build_rows
 from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.verdict import choose
@@ -43,14 +44,9 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         rows=tuple(rows),
         baselines=_baseline_records(measured),
         environment=_environment(measured),
-        reproduce=report.Reproduce(commands=(command,), recipe=recipe.to_yaml(), seed=recipe.run.seed),
+        reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
         limits=tuple(_limits(state, measured)),
     )
-
-
-def public_path(text: str) -> str:
-    """Return how a path may stand in a report: as written, but an absolute one only by its last part."""
-    return PurePath(text).name if PurePath(text).is_absolute() or text.startswith("~") else text
 
 
 def _subject(state: RunState) -> report.Subject:

@@ -1,0 +1,62 @@
+"""What of a request may stand in a report: everything but machine paths."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+import yaml
+
+from compress.bench.launch import without_folders
+from compress.recipe import Recipe
+
+_SPLITS = ("train", "validation", "test", "transfer")
+_PLACES = ("model", "data", "measure")
+"""Keys of a recipe under which a value can name a file."""
+
+
+def public_path(text: str) -> str:
+    """Return a path as written, but an absolute one only by its last part."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute() or text.startswith("~"):
+            return kind(text).name
+    return text
+
+
+def public_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe with its absolute paths cut to their last part."""
+    plain = yaml.safe_load(recipe.to_yaml())
+    if plain["model"] is not None:
+        plain["model"] = public_path(plain["model"])
+    for split in _SPLITS:
+        source = plain["data"].get(split)
+        if source and source["path"] is not None:
+            source["path"] = public_path(source["path"])
+    plain["measure"]["targets"] = [public_path(name) for name in plain["measure"]["targets"]]
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def command_line(what: str, out: str, sets: Sequence[str], variables: Sequence[str], data: str | None = None) -> str:
+    """Return the command that repeats a run; the paths in it are for the reader to fill in.
+
+    Args:
+        what: recipe or model.
+        out: the run's folder.
+        sets, variables: as ``--set`` and ``--var`` take them.
+        data: the folder that ``--data`` named, with a model.
+    """
+    words = ["mcompress", "run", public_path(what), "--out", public_path(out)]
+    if data is not None:
+        words += ["--data", public_path(data)]
+    for override in sets:
+        words += ["--set", _public_override(override)]
+    for variable in variables:
+        name, _, value = variable.partition("=")
+        words += ["--var", f"{name}={public_path(value)}"]
+    return shlex.join(words)
+
+
+def _public_override(text: str) -> str:
+    key, sign, value = text.partition("=")
+    return f"{key}{sign}{without_folders(value)}" if key.split(".")[0] in _PLACES else text

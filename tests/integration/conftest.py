@@ -1,0 +1,128 @@
+"""A laboratory for whole runs: a tiny BERT with named labels, data that it labels itself, recipes, a private store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+LABELS = ("bad", "fine", "good")
+SPLITS = {"train": 48, "validation": 24, "test": 24}
+MEASURE = {"inputs": 4, "rounds": 3, "warmup_seconds": 0.01, "throughput_seconds": 0.05, "targets": ["ort-cpu-1t"]}
+"""The least that can be measured."""
+LOOSE = {"accuracy": {"max_drop_points": 100}}
+"""A gate that nothing fails: what a random model loses means nothing."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Folders of the laboratory, and how to write a recipe and run the command in it."""
+
+    root: Path
+    model: Path
+    data: Path
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    def recipe(self, name: str, steps: Sequence[Any], **changes: Any) -> Path:
+        """Write ``<name>.yaml``; keys in ``changes`` replace the usual ones, None leaves a key out."""
+        splits = {split: f"${{DATA}}/{split}.csv" for split in SPLITS}
+        plain = {
+            "recipe": 1,
+            "name": name,
+            "model": "${MODEL}",
+            "data": {**splits, "calibration": {"samples": 16}},
+            "run": {"threads": 1, "seed": 3},
+            "gates": LOOSE,
+            "steps": list(steps),
+            "measure": {**MEASURE, "baselines": []},
+        } | changes
+        path = self.root / f"{name}.yaml"
+        path.write_text(json.dumps({key: value for key, value in plain.items() if value is not None}), encoding="utf-8")
+        return path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"MCOMPRESS_HOME": str(self.home), "MODEL": str(self.model), "DATA": str(self.data), "COLUMNS": "80"}
+        return {**os.environ, **own, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+
+    def start(self, *words: Any, **environment: str) -> subprocess.Popen[str]:
+        """Start the public command in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "compress", *map(str, words)],
+            cwd=self.root,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def command(self, *words: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the public command to its end."""
+        process = self.start(*words, **environment)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def lab(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    root = tmp_path_factory.mktemp("lab").resolve()
+    made = Lab(root, root / "model", root / "data")
+    shutil.copytree(tiny_classifier("bert"), made.model)
+    name_labels(made.model, LABELS)
+    made.data.mkdir()
+    rows = _labelled_sentences(made.model, sum(SPLITS.values()))
+    for split, count in SPLITS.items():
+        write_rows(made.data / f"{split}.csv", rows[:count])
+        rows = rows[count:]
+    return made
+
+
+def name_labels(folder: Path, names: Sequence[str]) -> None:
+    """Write label names into a model's config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _labelled_sentences(model: Path, count: int) -> list[dict[str, Any]]:
+    """Different sentences, labelled by the model itself as evenly as it can, so that it is right on all of them."""
+    import torch
+
+    from compress.distillation.internals import predict
+    from compress.models.loading import load_torch
+    from compress.tasks.text_classification import TextClassification
+
+    torch.set_num_threads(1)
+    words = "the a film was is and not but never good bad dull fine great slow order card train she he it works".split()
+    rng = np.random.default_rng(5)
+    texts = sorted({" ".join(rng.choice(words, rng.integers(3, 12))) for _ in range(8 * count)})
+    task = TextClassification(LABELS, max_length=64)
+    logits = predict(load_torch(model, task), task.encode(model, [{"text": text} for text in texts]))
+    by_label = [[text for text, best in zip(texts, logits.argmax(1), strict=True) if best == i] for i in range(3)]
+    rows = [
+        {"text": text, "label": label}
+        for label, members in zip(LABELS, by_label, strict=True)
+        for text in members[: count // len(LABELS) + 1]
+    ]
+    return [rows[i] for i in rng.permutation(len(rows))[:count]]
