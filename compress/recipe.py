@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -175,8 +175,8 @@ def parse_recipe(
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> RecipeError:
-    """Turn pydantic's first complaint into a three-part error with a suggestion."""
-    first = error.errors()[0]
+    """Turn pydantic's first complaint, a misspelt key before a missing one, into an error with a suggestion."""
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
@@ -192,11 +192,16 @@ def _fields_at(model: type[BaseModel], place: Iterable[str | int]) -> list[str]:
     fields = model.model_fields
     for part in place:
         field = fields.get(str(part))
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if inner:
-            fields = inner[0].model_fields
+        if inner := _model_in(field.annotation) if field else None:
+            fields = inner.model_fields
     return [field.alias or name for name, field in fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model inside a type: itself, of a union, or what a list or dict holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
 
 
 def _parse_steps(raw: Sequence[Any]) -> list[dict[str, Any]]:

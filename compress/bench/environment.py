@@ -72,7 +72,11 @@ def environment() -> dict[str, Any]:
         },
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus(),
-        "system": {"name": platform.system(), "kernel": platform.release().split("-")[0], "container": container_hints()},
+        "system": {
+            "name": platform.system(),
+            "kernel": platform.release().split("-")[0],
+            "container": container_hints(),
+        },
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
     }

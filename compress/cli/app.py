@@ -21,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 fine, 1 a gate failed, 2 usage or data, 3 something is missing here, 4 a run failed, 130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 a gate failed, 2 usage or data, 3 something is missing here, 4 a run failed, "
+    "130 interrupted.",
 )
 
 

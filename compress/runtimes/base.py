@@ -43,7 +43,7 @@ class Session(ABC):
         return {}
 
     def close(self) -> None:  # noqa: B027 - a hook, not every session holds something
-        """Free what the session holds."""
+        """Free what the session holds; closing again does nothing."""
 
     def __enter__(self) -> Self:
         return self

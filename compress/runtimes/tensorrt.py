@@ -118,7 +118,8 @@ class _TensorrtSession(Session):
         return {"device": "cuda", "layers": self._engine.num_layers}
 
     def close(self) -> None:
-        del self._context, self._engine, self._runtime
+        if hasattr(self, "_context"):
+            del self._context, self._engine, self._runtime
 
     def _to_device(self, name: str, array: np.ndarray) -> Any:
         import torch

@@ -80,5 +80,6 @@ class _TorchSession(Session):
     def close(self) -> None:
         import torch
 
-        torch.set_num_threads(self._threads_before)
-        del self._model
+        if hasattr(self, "_model"):
+            torch.set_num_threads(self._threads_before)
+            del self._model

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from compress.artifact import Artifact, PassRecord, create_artifact
+from compress.artifact import Artifact, PassRecord, create_artifact, hash_json
 from compress.data.splits import Split, TaskData
 from compress.passes.base import Context, ModelInfo, passes
 from compress.store import Store
 from compress.tasks.text_classification import TextClassification
 
+SEED = 3
+MAKERS = {"onnx": ("export", "torch"), "tensorrt": ("build", "onnx")}
+"""Kind -> the pass that makes it with its defaults, and the kind that the pass starts from."""
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 PATTERNS = ("the film was {} and i was fine", "a {} train , not slow", "she was {} but my card works .")
 WORDS = {"bad": ("bad", "dull"), "fine": ("fine", "slow"), "good": ("good", "great")}
@@ -52,20 +55,27 @@ def data() -> TaskData:
 
 @dataclass
 class Bench:
-    """Applies passes, each time in fresh folders and with a store of its own."""
+    """Applies passes, each time in fresh folders and with a store of its own; equal requests share one result."""
 
     root: Path
     data: TaskData
-    kinds: dict[str, Artifact] = field(default_factory=dict)
+    made: dict[str, Artifact] = field(default_factory=dict)
 
-    def apply(self, name: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], seed: int = 3) -> Artifact:
-        base = self.root / str(len(list(self.root.iterdir())))
-        folders = {part: base / part for part in ("out", "scratch", "checkpoint")}
-        for folder in folders.values():
-            folder.mkdir(parents=True)
-        context = Context(**folders, task=TASK, data=self.data, store=Store(base / "store"), seed=seed)
-        pass_ = passes.get(name)()
-        return pass_.apply(inputs, pass_.Config.model_validate(config), context)
+    def apply(
+        self, name: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], *, attempt: int = 1
+    ) -> Artifact:
+        """Apply a pass; another ``attempt`` does the same work again."""
+        digests = {role: artifact.digest for role, artifact in inputs.items()}
+        key = hash_json([name, digests, config, attempt])
+        if key not in self.made:
+            folders = {part: self.root / key / part for part in ("out", "scratch", "checkpoint")}
+            for folder in folders.values():
+                folder.mkdir(parents=True)
+            store = Store(self.root / key / "store")
+            context = Context(**folders, task=TASK, data=self.data, store=store, seed=SEED)
+            pass_ = passes.get(name)()
+            self.made[key] = pass_.apply(inputs, pass_.Config.model_validate(config), context)
+        return self.made[key]
 
 
 def info(artifact: Artifact) -> ModelInfo:
@@ -83,40 +93,21 @@ def artifact_of(
     bench: Bench, tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Artifact | None]:
     """Return ``make(kind)``: the tiny classifier as an artifact of that kind; None where it cannot be made here."""
+    torch_artifact = _torch_artifact(tiny_classifier("bert"), tmp_path_factory.mktemp("torch") / "model")
 
     def make(kind: str) -> Artifact | None:
-        if kind not in bench.kinds:
-            made = _make(kind, make, bench, tiny_classifier, tmp_path_factory)
-            if made is None:
-                return None
-            bench.kinds[kind] = made
-        return bench.kinds[kind]
+        if kind == "torch":
+            return torch_artifact
+        if kind not in MAKERS:
+            return None
+        name, before = MAKERS[kind]
+        source = make(before)
+        pass_ = passes.get(name)()
+        if source is None or pass_.plan({"model": info(source)}, pass_.Config()).missing:
+            return None
+        return bench.apply(name, {"model": source}, {})
 
     return make
-
-
-def _make(
-    kind: str,
-    make: Callable[[str], Artifact | None],
-    bench: Bench,
-    tiny_classifier: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Artifact | None:
-    if kind == "torch":
-        return _torch_artifact(tiny_classifier("bert"), tmp_path_factory.mktemp("torch") / "model")
-    maker = {"onnx": ("export", "torch"), "tensorrt": ("build", "onnx")}.get(kind)
-    if maker is None:
-        return None
-    name, before = maker
-    source = make(before)
-    if source is None:
-        return None
-    pass_ = passes.get(name)()
-    return (
-        None
-        if pass_.plan({"model": info(source)}, pass_.Config()).missing
-        else bench.apply(name, {"model": source}, {})
-    )
 
 
 def _torch_artifact(source: Path, folder: Path) -> Artifact:

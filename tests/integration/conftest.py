@@ -19,7 +19,6 @@ import pytest
 LABELS = ("bad", "fine", "good")
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 MEASURE = {"inputs": 4, "rounds": 3, "warmup_seconds": 0.01, "throughput_seconds": 0.05, "targets": ["ort-cpu-1t"]}
-"""The least that can be measured."""
 LOOSE = {"accuracy": {"max_drop_points": 100}}
 """A gate that nothing fails: what a random model loses means nothing."""
 
@@ -47,11 +46,24 @@ class Lab:
             "run": {"threads": 1, "seed": 3},
             "gates": LOOSE,
             "steps": list(steps),
-            "measure": {**MEASURE, "baselines": []},
+            "measure": self.measure,
         } | changes
         path = self.root / f"{name}.yaml"
         path.write_text(json.dumps({key: value for key, value in plain.items() if value is not None}), encoding="utf-8")
         return path
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """The least that can be measured."""
+        return {**MEASURE, "baselines": []}
+
+    def stored(self) -> list[Path]:
+        """Payloads of the store that are artifacts."""
+        return sorted(path.parent for path in (self.home / "entries").glob("*/payload/artifact.json"))
+
+    def taken_in(self) -> Path:
+        """The artifact of the laboratory's model."""
+        return next(path for path in self.stored() if '"name": "model"' in (path / "artifact.json").read_text())
 
     @property
     def environment(self) -> dict[str, str]:

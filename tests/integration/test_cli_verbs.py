@@ -1,0 +1,203 @@
+"""Every verb on one small run: what it prints for people and for machines, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from compress.artifact import open_artifact
+from compress.cli.app import app
+from compress.recipe import builtin_recipes
+
+
+def call(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def parsed(*words: object, code: int = 0) -> Any:
+    return json.loads(call(*words, "--json", code=code).stdout)
+
+
+def fits_a_terminal(text: str) -> bool:
+    """No line above 80 characters, but for one that a path makes long."""
+    return all(len(line) <= 80 or "/" in line for line in text.splitlines())
+
+
+@pytest.fixture(autouse=True)
+def environment(lab, monkeypatch) -> None:
+    for name in ("MCOMPRESS_HOME", "MODEL", "DATA", "COLUMNS", "OMP_NUM_THREADS", "NO_COLOR"):
+        monkeypatch.setenv(name, lab.environment[name])
+
+
+@pytest.fixture(scope="module")
+def ran(lab) -> Path:
+    steps = [{"export": {}}, {"quantize": {}, "id": "int8"}, {"cast": {}, "id": "fp16", "from": "export"}]
+    recipe = lab.recipe("verbs", steps, measure={**lab.measure, "baselines": ["onnx"]})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.environment.items():
+            patch.setenv(name, value)
+        result = call("run", recipe, "--out", lab.root / "verbs-out")
+    assert "report: " in result.stdout
+    assert fits_a_terminal(result.stdout)
+    return lab.root / "verbs-out"
+
+
+def test_plan_says_what_would_happen(lab) -> None:
+    recipe = lab.recipe("planned", [{"prune": {"macs": 0.5}}, {"export": {}}, {"quantize": {}}])
+    text = call("plan", recipe).stdout
+    assert fits_a_terminal(text)
+    assert "1. prune (prune) <- model" in text
+    assert "deliverable" in text
+    steps = parsed("plan", recipe)
+    assert [step["id"] for step in steps] == ["prune", "export", "quantize"]
+    assert [step["deliverable"] for step in steps] == [False, False, True]
+    assert steps[2]["reads"] == []
+
+
+def test_every_built_in_recipe_can_be_planned(lab) -> None:
+    for name in builtin_recipes():
+        model = "--var", f"MODEL={lab.model}" if name != "onnx-int8" else f"MODEL={lab.root / 'none.onnx'}"
+        result = CliRunner().invoke(app, ["plan", name, *model])
+        assert result.exit_code == (2 if name == "onnx-int8" else 0), result.output
+        assert fits_a_terminal(result.stdout)
+
+
+def test_validate_reads_the_data_and_keeps_nothing(lab) -> None:
+    before = sorted(lab.home.rglob("*")) if lab.home.exists() else []
+    text = call("validate", lab.recipe("fine", [{"export": {}}])).stdout
+    assert text == "fine: 1 steps; 48 train, 24 validation, 24 test, 16 calibration; fine.\n"
+    assert (sorted(lab.home.rglob("*")) if lab.home.exists() else []) == before
+
+
+def test_ls_cat_and_cp(tmp_path) -> None:
+    lists = parsed("ls")
+    assert set(lists) == {"recipes", "passes", "targets", "runtimes", "tasks"}
+    assert set(lists["recipes"]) == set(builtin_recipes())
+    text = call("ls", "passes").stdout
+    assert all(name in text for name in lists["passes"])
+    assert "recipes" not in text
+    assert "'passes'" in call("ls", "pases", code=2).stderr
+    assert call("cat", "demo").stdout == builtin_recipes()["demo"]
+    call("cp", "demo", tmp_path / "mine" / "demo.yaml")
+    assert (tmp_path / "mine" / "demo.yaml").read_text() == builtin_recipes()["demo"]
+    assert "exists already" in call("cp", "demo", tmp_path / "mine" / "demo.yaml", code=2).stderr
+
+
+def test_env_names_the_machine_but_not_its_owner() -> None:
+    text = call("env").stdout
+    assert fits_a_terminal(text)
+    found = parsed("env")
+    assert found["targets"]["ort-cpu-1t"]["ok"]
+    assert found["python"] in text
+    assert "ort-cpu-1t" in text
+
+
+def test_bench_compares_artifacts_side_by_side(lab, ran) -> None:
+    folders = [ran / "deliverables" / name for name in ("int8", "fp16")]
+    words = ("bench", *folders, "--data", lab.data / "test.csv", "--inputs", 4, "--rounds", 3)
+    rows = parsed(*words)
+    assert [(row["artifact"], row["target"], row["status"]) for row in rows] == [
+        ("int8", "ort-cpu-1t", "ok"),
+        ("fp16", "ort-cpu-1t", "ok"),
+    ]
+    assert rows[0]["n"] == 24
+    assert rows[0]["speedup"] is None
+    assert rows[1]["speedup_low"] <= rows[1]["speedup"] <= rows[1]["speedup_high"]
+    text = call("bench", folders[0], "--data", lab.data / "test.csv", "--inputs", 2, "--rounds", 3).stdout
+    assert fits_a_terminal(text)
+    assert "accuracy, N = 24" in text
+
+
+def test_bench_table_wraps_a_reason() -> None:
+    from compress.pipeline.benching import BenchRow, table
+
+    reason = "no NVIDIA driver is installed; this target needs an NVIDIA GPU and its driver"
+    row = BenchRow(artifact="engine", target="tensorrt", status="skipped", reason=reason, size_mb=1.0)
+    assert fits_a_terminal(table([row]))
+    assert " ".join(table([row]).split()).count(reason) == 1
+
+
+def test_report_is_rendered_again_from_its_record(ran) -> None:
+    before = {name: (ran / name).read_bytes() for name in ("report.json", "report.md", "report.html")}
+    (ran / "report.md").unlink()
+    text = call("report", ran).stdout
+    assert "int8" in text
+    assert {name: (ran / name).read_bytes() for name in before} == before
+    assert parsed("report", ran) == json.loads(before["report.json"])
+    assert "report cannot be read" in call("report", ran / "deliverables", code=2).stderr
+
+
+def test_compare_passes_the_same_run_and_fails_a_worse_one(ran, tmp_path) -> None:
+    assert call("compare", ran, ran).stdout
+    assert parsed("compare", ran, ran)["ok"]
+    worse = json.loads((ran / "report.json").read_text())
+    for row in worse["rows"]:
+        row["accuracy"]["value"] -= 0.5
+    (tmp_path / "report.json").write_text(json.dumps(worse))
+    assert call("compare", ran, tmp_path, code=1).stdout
+    assert not parsed("compare", ran, tmp_path, code=1)["ok"]
+    assert call("compare", tmp_path, ran).stdout
+
+
+def test_export_copies_the_shipped_artifact_or_a_named_step(ran, tmp_path) -> None:
+    call("export", f"{ran}:int8", tmp_path / "int8")
+    assert open_artifact(tmp_path / "int8").digest == open_artifact(ran / "deliverables" / "int8").digest
+    intermediate = call("export", f"{ran}:export", tmp_path / "plain").stdout
+    assert "onnx" in intermediate
+    assert open_artifact(tmp_path / "plain").manifest.made_by.name == "export"
+    assert "'int8'" in call("export", f"{ran}:int", tmp_path / "x", code=2).stderr
+    assert "not empty" in call("export", f"{ran}:int8", tmp_path / "int8", code=2).stderr
+
+    copy = Path(shutil.copytree(ran, tmp_path / "copy"))
+    report = json.loads((copy / "report.json").read_text())
+    report["verdict"]["step"] = "fp16"
+    (copy / "report.json").write_text(json.dumps(report))
+    call("export", copy, tmp_path / "shipped")
+    assert open_artifact(tmp_path / "shipped").traits == {"fp16"}
+    report["verdict"]["step"] = None
+    (copy / "report.json").write_text(json.dumps(report))
+    assert "ships nothing" in call("export", copy, tmp_path / "none", code=2).stderr
+
+
+SMALL = ("data.calibration.samples=8", "measure.targets=[ort-cpu-1t]", "measure.inputs=2", "measure.rounds=3")
+
+
+def test_run_takes_a_model_and_data_and_prints_the_recipe_it_chose(lab, ran, tmp_path) -> None:
+    """An .onnx file, beside its tokenizer; the folder has no test split."""
+    call("export", f"{ran}:export", tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "validation"):
+        shutil.copyfile(lab.data / f"{name}.csv", data / f"{name}.csv")
+    sets = [word for value in (*SMALL, "gates.accuracy.max_drop_points=100") for word in ("--set", value)]
+    out = tmp_path / "out"
+    result = call("run", tmp_path / "model" / "model.onnx", "--data", data, "--out", out, *sets, "--json")
+    assert "quantize" in result.stderr
+    assert "recipe: 1" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["recipe"] == "onnx-int8"
+    assert report["data"]["evaluated"] == "validation"
+    assert report["reproduce"]["commands"][0].startswith("mcompress run model.onnx --out out --data data --set ")
+    assert str(tmp_path) not in (out / "report.json").read_text() + (out / "run.json").read_text()
+    made = {path.name for path in (out / "deliverables").iterdir()}
+    assert {"int8-dynamic", "int8-static", "fp16"} >= made > {"int8-dynamic"}
+
+
+def test_a_torch_model_gets_the_recipe_that_trains(lab) -> None:
+    from compress.pipeline.picking import pick_recipe
+    from compress.pipeline.planning import make_plan
+    from compress.recipe import parse_recipe
+
+    recipe = parse_recipe(pick_recipe(str(lab.model), lab.data))
+    assert recipe.name == "classifier-cpu"
+    assert [step.pass_.name for step in make_plan(recipe).steps][:2] == ["export", "quantize"]
+    assert "no recipe" not in call("run", lab.model, "--out", lab.root / "x", code=2).stderr
+    assert "is not a folder" in call("run", lab.model, "--data", "nowhere", "--out", lab.root / "x", code=2).stderr

@@ -1,0 +1,78 @@
+"""A run that is interrupted, then killed, then finished: the same bytes as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STEPS = [
+    {"prune": {"layers": 1, "samples": 16}},
+    {"distill": {"teacher": "model", "epochs": 40, "batch_size": 4}},
+]
+
+
+def last_step(home: Path) -> int:
+    """The training step of the newest whole checkpoint in a store, 0 if there is none."""
+    steps = [0]
+    for path in home.glob("partial/*/checkpoint-*/trainer_state.json"):
+        try:
+            steps.append(json.loads(path.read_text())["global_step"])
+        except (OSError, ValueError):
+            continue
+    return max(steps)
+
+
+def wait_for(condition: Callable[[], bool], process) -> None:
+    end = time.monotonic() + 180
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def digests(out: Path) -> dict[str, str]:
+    record = json.loads((out / "run.json").read_text())
+    assert record["finished"]
+    return {name: step["digest"] for name, step in record["steps"].items()}
+
+
+def test_interrupted_killed_and_resumed_equals_undisturbed(lab) -> None:
+    # No stage runs on the only target, so nothing is measured: the report must cope with that as well.
+    recipe = lab.recipe("resumed", STEPS)
+    home, out = lab.root / "home-resumed", lab.root / "resumed-out"
+    words, store = ("run", recipe, "--out", out), {"MCOMPRESS_HOME": str(home)}
+
+    interrupted = lab.start(*words, **store)
+    wait_for(lambda: last_step(home) > 0, interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    said = interrupted.communicate(timeout=60)[1]
+    assert interrupted.returncode == 130
+    assert "finished steps are kept" in said
+    assert "Traceback" not in said
+    assert all((entry / "entry.json").is_file() for entry in (home / "entries").iterdir())
+    assert not list((home / "work").iterdir())
+    assert not (out / "report.json").exists()
+
+    reached = last_step(home)
+    killed = lab.start(*words, **store)
+    wait_for(lambda: last_step(home) > reached, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert all((entry / "entry.json").is_file() for entry in (home / "entries").iterdir())
+    assert not json.loads((out / "run.json").read_text())["finished"]
+
+    finished = lab.command(*words, **store)
+    assert finished.returncode == 0, finished.stderr
+    steps = json.loads((out / "run.json").read_text())["steps"]
+    assert steps["prune"]["cached"]
+    assert not steps["distill"]["cached"]
+    assert not list((home / "partial").iterdir())
+    assert "Nothing may ship" in (out / "report.md").read_text()
+
+    whole = lab.command("run", recipe, "--out", lab.root / "undisturbed-out", MCOMPRESS_HOME=str(lab.root / "home-2"))
+    assert whole.returncode == 0, whole.stderr
+    assert digests(out) == digests(lab.root / "undisturbed-out")
