@@ -126,7 +126,30 @@ def _labelled_sentences(model: Path, count: int) -> list[dict[str, Any]]:
     from compress.tasks.text_classification import TextClassification
 
     torch.set_num_threads(1)
-    words = "the a film was is and not but never good bad dull fine great slow order card train she he it works".split()
+    words = [
+        "the",
+        "a",
+        "film",
+        "was",
+        "is",
+        "and",
+        "not",
+        "but",
+        "never",
+        "good",
+        "bad",
+        "dull",
+        "fine",
+        "great",
+        "slow",
+        "order",
+        "card",
+        "train",
+        "she",
+        "he",
+        "it",
+        "works",
+    ]
     rng = np.random.default_rng(5)
     texts = sorted({" ".join(rng.choice(words, rng.integers(3, 12))) for _ in range(8 * count)})
     task = TextClassification(LABELS, max_length=64)

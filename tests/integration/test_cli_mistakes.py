@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from compress.cli.app import app
-from compress.errors import MissingCapabilityError
 
 EXPORT = {"export": {}}
 
@@ -105,9 +104,7 @@ def test_data_that_does_not_fit(warm, call, tmp_path) -> None:
     for data, phrases in cases:
         recipe = warm.recipe("wrong-data", [EXPORT], data={"calibration": {"samples": 4}} | data)
         refuse(warm, call, recipe, 2, *phrases)
-    refuse(
-        warm, call, warm.recipe("wrong-data", [EXPORT]), 2, "49", "48", sets=("data.calibration.samples=49",)
-    )
+    refuse(warm, call, warm.recipe("wrong-data", [EXPORT]), 2, "49", "48", sets=("data.calibration.samples=49",))
 
 
 def test_overlapping_splits_pass_when_allowed(warm, call) -> None:

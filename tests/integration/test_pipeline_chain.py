@@ -21,6 +21,8 @@ from compress.recipe import parse_recipe
 from compress.report.files import read_report
 from compress.report.model import Report
 
+pytestmark = pytest.mark.slow
+
 STEPS = [
     {"export": {}, "id": "onnx"},
     {"quantize": {"method": "dynamic"}, "id": "int8"},
