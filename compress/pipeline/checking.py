@@ -122,7 +122,7 @@ def _judge(
     unit = " points" if score.direction == "higher" else ""
     bounds: list[tuple[float, str]] = []
     if rule.max_drop_points is not None:
-        bounds.append((-rule.max_drop_points / 100.0, f"at most {rule.max_drop_points:g} points below the reference"))
+        bounds.append((-rule.max_drop_points / 100.0, f"at most {rule.max_drop_points:.1f} points below the reference"))
     if rule.max_increase is not None:
         bounds.append((-rule.max_increase, f"at most {rule.max_increase:g} above the reference"))
     if rule.min is not None:
