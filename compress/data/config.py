@@ -49,10 +49,17 @@ def _expand_shorthand(value: Any) -> Any:
 SourceField = Annotated[Source, BeforeValidator(_expand_shorthand)]
 
 
+DEFAULT_SAMPLES = 256
+
+
 class Calibration(_Section):
     """The sample of train that calibrators and importance scores read."""
 
-    samples: int = Field(256, ge=0, description="Rows, drawn from train: stratified by label, seeded, exact.")
+    samples: int | None = Field(
+        None,
+        ge=0,
+        description="Rows drawn from train: stratified by label, seeded, exact; null = 256 or all of a smaller train.",
+    )
 
 
 class Builtin(_Section):

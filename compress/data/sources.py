@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.data.builtin import generate
 from compress.data.calibration import calibration_rows, stratified_indices, stratum
-from compress.data.config import DataConfig, Problem, Source
+from compress.data.config import DEFAULT_SAMPLES, DataConfig, Problem, Source
 from compress.data.digest import rows_digest
 from compress.data.formats import Table, read_hub, read_table
 from compress.data.labels import check_labels, collect_labels, parse_label
@@ -54,9 +54,12 @@ def load_data(
     dropped = {name: before[name] - len(members) for name, members in rows.items() if len(members) < before[name]}
     for name, members in rows.items():
         _refuse_empty(name, members, sources[name])
-    if "train" in rows and config.calibration.samples:
-        rows["calibration"] = calibration_rows(rows["train"], config.calibration.samples, config.seed)
-        sources["calibration"] = f"{config.calibration.samples} rows of train, stratified, seed {config.seed}"
+    asked = config.calibration.samples
+    if asked is None:
+        asked = min(DEFAULT_SAMPLES, len(rows.get("train", ())))
+    if "train" in rows and asked:
+        rows["calibration"] = calibration_rows(rows["train"], asked, config.seed)
+        sources["calibration"] = f"{asked} rows of train, stratified, seed {config.seed}"
     return TaskData(
         splits={name: Split(name, members, rows_digest(members), sources[name]) for name, members in rows.items()},
         labels=labels,
@@ -64,7 +67,7 @@ def load_data(
         synthetic=config.builtin is not None,
         notes={
             "rows": {name: len(members) for name, members in rows.items()},
-            "calibration_asked": config.calibration.samples,
+            "calibration_asked": asked,
             "dropped": dropped,
         },
     )

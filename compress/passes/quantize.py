@@ -35,7 +35,9 @@ class QuantizeConfig(PassConfig):
     )
     embeddings: bool = Field(True, description="store embedding tables in 8 bits too (not with int8 activations)")
     exclude: tuple[str, ...] = Field((), description="globs of node names that stay in float32")
-    target: str | None = Field(None, description="target that the model is for; decides `reduce_range: auto`")
+    target: str | None = Field(
+        None, pattern=r"^[^/\\]+$", description="built-in target that the model is for; decides `reduce_range: auto`"
+    )
 
 
 class Quantize(Pass):

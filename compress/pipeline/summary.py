@@ -156,7 +156,7 @@ def _data(state: RunState, split: str) -> report.Data:
         ),
         calibration=None
         if calibration is None
-        else report.Calibration(asked=state.recipe.data.calibration.samples, used=calibration),
+        else report.Calibration(asked=int(data.notes.get("calibration_asked", calibration)), used=calibration),
         notes=tuple(f"{count:,} rows dropped from {name}" for name, count in data.notes.get("dropped", {}).items()),
     )
 

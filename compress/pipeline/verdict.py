@@ -1,4 +1,4 @@
-"""Choose the artifact to ship: the fastest deliverable that passed its gates, if it beats the baseline."""
+"""Choose the artifact to ship: the fastest deliverable whose gates hold, if it beats the baseline."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
 def _verdict(
     state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...], split: str
 ) -> Verdict:
+    """Ship the fastest whose gates hold beyond doubt; only where there is none, the fastest by the estimate."""
     baseline = ONNX if any(ONNX in row.speedups for row in ready) else TORCH
-    best = max(ready, key=lambda row: row.speedups[baseline].ratio if baseline in row.speedups else 0.0)
+    proven = [row for row in ready if all(gate.verdict == "pass" for gate in state.outcomes[row.step].gates)]
+    best = max(proven or ready, key=lambda row: _ratio(row, baseline))
     speedup = best.speedups.get(baseline)
-    reasons = []
     if speedup is None or (speedup.low or speedup.ratio) <= 1.0:
         headline = f"Keep the uncompressed model: no deliverable is faster than {baseline} on {target}."
         return Verdict(target=target, headline=headline, deliverables=deliverables)
@@ -40,17 +41,31 @@ def _verdict(
     size = _size(state, best.step)
     if size:
         headline += f", {size}"
-    slower = len(ready) - 1
-    reasons.append(
-        f"It is the fastest of the {slower + 1} deliverables that passed their gates and ran on {target}."
-        if slower
-        else f"It is the only deliverable that passed its gates and ran on {target}."
-    )
+    reasons = [_rank(best, proven, ready, target)]
+    doubtful = [row for row in ready if row not in proven and _ratio(row, baseline) > speedup.ratio]
+    reasons += [
+        f"{row.step} is faster still ({_ratio(row, baseline):.2f} times), but the validation split "
+        f"is too small to say that its gate holds."
+        for row in doubtful
+        if proven
+    ]
     if best.difference is not None:
         reasons.append(f"Its accuracy on {split}, paired with the reference: {best.difference.text}.")
     return Verdict(
         step=best.step, target=target, headline=headline + ".", reasons=tuple(reasons), deliverables=deliverables
     )
+
+
+def _rank(best: Row, proven: Sequence[Row], ready: Sequence[Row], target: str) -> str:
+    if not proven:
+        return f"No gate is resolved at this N; by the estimates it is the fastest of {len(ready)} on {target}."
+    if len(proven) == 1:
+        return f"It is the only deliverable on {target} whose gates hold at this N."
+    return f"It is the fastest of the {len(proven)} deliverables on {target} whose gates hold at this N."
+
+
+def _ratio(row: Row, baseline: str) -> float:
+    return row.speedups[baseline].ratio if baseline in row.speedups else 0.0
 
 
 def _size(state: RunState, step: str) -> str:

@@ -11,7 +11,7 @@ def test_a_plain_string_is_a_path():
     assert config.train == Source(path="${DATA}/train.csv")
     assert config.test.limit == 5
     assert config.on_overlap == "error"
-    assert config.calibration.samples == 256
+    assert config.calibration.samples is None
 
 
 def test_dump_and_parse_give_an_equal_config():

@@ -227,3 +227,9 @@ def test_one_file_with_and_without_labels(tmp_path):
     assert read_rows(Path(bare)) == [{"text": "x", "text_pair": None}]
     with pytest.raises(DataError, match="has no rows"):
         read_rows(Path(write(tmp_path / "c.csv", [])))
+
+
+def test_default_calibration_takes_all_of_a_small_train(tmp_path):
+    write(tmp_path / "train.csv", [("a", "x"), ("b", "y"), ("c", "x")])
+    data = load_data(DataConfig(train=str(tmp_path / "train.csv")))
+    assert (len(data["calibration"]), data.notes["calibration_asked"]) == (3, 3)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from compress.pipeline.checking import GateResult
+from compress.pipeline.measuring import ONNX
+from compress.pipeline.verdict import choose
+from compress.report.model import Latency, Row, Speedup
+
+
+def gate(verdict: str) -> GateResult:
+    return GateResult("accuracy", "at most 1.0 points below", 0.9, 0.895, -0.005, -0.02, 0.01, 100, verdict, True)
+
+
+def row(step: str, ratio: float, low: float) -> Row:
+    speedup = Speedup(ratio=ratio, low=low, high=2 * ratio - low)
+    latency = Latency(p50_ms=1.0, inputs=1, rounds=1)
+    return Row(step=step, target="t", deliverable=True, latency=latency, speedups={ONNX: speedup})
+
+
+@pytest.fixture
+def judge():
+    def run(rows: list[Row], verdicts: dict[str, str]):
+        outcomes = {
+            step: SimpleNamespace(status="done", gates=[gate(verdict)], parity_reason="", artifact=None)
+            for step, verdict in verdicts.items()
+        }
+        state = SimpleNamespace(
+            plan=SimpleNamespace(leaves=list(verdicts), reference="model"),
+            outcomes=outcomes,
+            recipe=SimpleNamespace(measure=SimpleNamespace(targets=["absent", "t"])),
+            artifact=lambda step: None,
+        )
+        return choose(state, SimpleNamespace(split="test"), rows)
+
+    return run
+
+
+def test_a_proven_gate_goes_before_a_faster_doubt(judge):
+    verdict = judge([row("fast", 9.0, 8.5), row("sure", 5.0, 4.8)], {"fast": "unresolved", "sure": "pass"})
+    assert (verdict.step, verdict.target) == ("sure", "t")
+    assert any("fast is faster still (9.00 times)" in reason for reason in verdict.reasons)
+
+
+def test_the_fastest_of_the_proven(judge):
+    verdict = judge([row("a", 2.0, 1.9), row("b", 3.0, 2.9)], {"a": "pass", "b": "pass"})
+    assert verdict.step == "b"
+    assert "fastest of the 2" in verdict.reasons[0]
+
+
+def test_doubt_alone_ships_by_the_estimate_and_says_so(judge):
+    verdict = judge([row("a", 2.0, 1.9), row("b", 3.0, 2.9)], {"a": "unresolved", "b": "unresolved"})
+    assert verdict.step == "b"
+    assert "No gate is resolved" in verdict.reasons[0]
+
+
+def test_nothing_slower_or_equal_is_recommended(judge):
+    verdict = judge([row("a", 1.01, 0.97)], {"a": "pass"})
+    assert verdict.step is None
+    assert verdict.headline.startswith("Keep the uncompressed model")
+
+
+def test_nothing_measured(judge):
+    assert judge([], {"a": "pass"}).headline.startswith("Nothing may ship")
