@@ -1,9 +1,11 @@
 # Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch from its CPU index (see README).
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch from its CPU index (see README),
+# and all that PyTorch needs from the usual one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
+TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps "$$(grep ^torch== constraints.txt)",-c constraints.txt torch)
 DEMO_OUT ?= runs/demo
 EXTRAS ?= cpu,tensorrt-rtx
 
@@ -31,7 +33,7 @@ $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('mcompress needs Python 3.11 or newer; say which: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml

@@ -79,7 +79,7 @@ def run(
     with kept.workspace() as work:
         measured = measure_run(state, work, sink)
     name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
-    line = command or command_line(name, "DIR", overrides, variables)
+    line = command or command_line(loaded, name, "DIR", overrides, variables)
     summary = summarise(state, measured, line)
     write_samples(measured, place / "measurements.json")
     write_report(summary, place)

@@ -105,7 +105,12 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files that hold the model itself (graph and weights, no tokenizer)."""
+        """Bytes of the files that hold the model itself (graph and weights, no tokenizer).
+
+        An engine holds its weights, so the ONNX file that travels with it does not count.
+        """
+        if self.kind == "tensorrt":
+            return sum(self.manifest.files[graph.file].bytes for graph in self.manifest.graphs.values())
         return sum(r.bytes for n, r in self.manifest.files.items() if Path(n).suffix in _WEIGHTS)
 
     def file(self, graph: str = "model") -> Path:

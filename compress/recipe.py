@@ -17,6 +17,8 @@ from compress.data.config import DataConfig
 from compress.errors import RecipeError, did_you_mean
 
 _STEP_KEYS = {"id", "from", "gates", "optional"}
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""A name that can be a folder's, and never leads out of the one it stands in."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -41,11 +43,17 @@ class GateRule(_Strict):
     max: float | None = Field(None, description="highest value allowed, for an error metric")
     strict: bool = Field(False, description="demand it of the interval's bound, not of the estimate")
 
+    @model_validator(mode="after")
+    def _bounds_something(self) -> GateRule:
+        if self.max_drop_points is self.max_increase is self.min is self.max is None:
+            raise ValueError("give `max_drop_points`, `max_increase`, `min` or `max`")
+        return self
+
 
 class Step(_Strict):
     """One step: a pass with its config, and where it continues from."""
 
-    id: str
+    id: str = Field(pattern=_NAME, description="names the step, and the folder of its deliverable")
     uses: str = Field(description="name of the pass")
     config: dict[str, Any] = Field(default_factory=dict)
     from_: str | None = Field(None, alias="from", description="step to continue from; null = the one above")
@@ -57,7 +65,7 @@ class Recipe(_Strict):
     """A whole run. See ``docs/recipes.md``."""
 
     recipe: Literal[1]
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run in reports")
+    name: str = Field("recipe", pattern=_NAME, description="names the run in reports")
     description: str = ""
     task: str = "text-classification"
     problem: Literal["single_label", "multi_label", "regression"] | None = Field(

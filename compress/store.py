@@ -3,7 +3,7 @@
 Layout under ``MCOMPRESS_HOME`` (default ``~/.cache/mcompress``)::
 
     entries/<key>/payload/...     what a step made
-    entries/<key>/entry.json      label, files with sha256
+    entries/<key>/entry.json      label, files with sha256, seconds that it took
     partial/<key>/                training checkpoints of an unfinished step
     work/<random>/                work in flight; removed when it fails
     locks/<key>.lock
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +75,10 @@ class Store:
             with self.workspace() as work:
                 payload = work / "payload"
                 payload.mkdir()
+                begun = time.monotonic()
                 build(payload)
-                record = {"key": key, "label": label, "files": _hash_files(payload)}
+                seconds = round(time.monotonic() - begun, 3)
+                record = {"key": key, "label": label, "files": _hash_files(payload), "seconds": seconds}
                 (work / ENTRY).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 _sync(work)
                 entry = self._entry(key)
@@ -86,6 +89,14 @@ class Store:
                 _sync_folder(entry.parent)
             shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
             return self._entry(key) / "payload", False
+
+    def seconds(self, key: str) -> float | None:
+        """Return the wall time of the build that finished an entry; None if there is no record of it."""
+        try:
+            found = json.loads((self._entry(key) / ENTRY).read_text(encoding="utf-8")).get("seconds")
+        except (OSError, ValueError):
+            return None
+        return None if found is None else float(found)
 
     def partial(self, key: str) -> Path:
         """A folder for checkpoints of an unfinished entry; removed once the entry is published."""

@@ -36,7 +36,7 @@ def run(
         text = pick_recipe(what, data)
         say(text)
         recipe = parse_recipe(text, sets, variables, origin="the chosen recipe")
-    command = command_line(what, str(out), sets, variables, None if data is None else str(data))
+    command = command_line(recipe, what, str(out), sets, variables, None if data is None else str(data))
     progress = ProgressPrinter()
     try:
         result = run_recipe(recipe, out, emit=progress, command=command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from compress.data.splits import Row
 from compress.errors import DataError, did_you_mean
 
 Label = str | list[str] | float
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+"""What a model calls a label that nobody has named."""
 
 
 def parse_label(value: Any, problem: str, separator: str, place: str) -> Label:
@@ -64,8 +68,16 @@ def check_labels(split: str, rows: Iterable[Row], labels: Sequence[str], owner: 
             f"{len(unknown)} label{'s' if len(unknown) > 1 else ''} of {split} "
             f"{'are' if len(unknown) > 1 else 'is'} unknown to {owner}.",
             value=", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else ""),
-            fix=f"{did_you_mean(unknown[0], labels)} Labels are matched by name: correct the file or data.labels.",
+            fix=_how_to_match(unknown[0], labels),
         )
+
+
+def _how_to_match(unknown: str, labels: Sequence[str]) -> str:
+    if all(_UNNAMED.fullmatch(name) for name in labels):
+        return (
+            f"Labels are matched by name and the model's have none: name them in `labels: {{{labels[0]}: ..., ...}}`."
+        )
+    return f"{did_you_mean(unknown, labels)} Labels are matched by name: correct the file or data.labels."
 
 
 def _names(row: Row) -> Sequence[str]:

@@ -24,7 +24,7 @@ LABELLED = ("train", *HELD_OUT)
 def load_data(
     config: DataConfig,
     *,
-    expand: Expand = Path,
+    expand: Expand = str,
     text_columns: Sequence[str] = ("text", "text_pair"),
     problem: Problem = "single_label",
     known_labels: Sequence[str] | None = None,
@@ -33,7 +33,7 @@ def load_data(
 
     Args:
         config: the ``data:`` section.
-        expand: fills in ``${NAME}`` in a path; what it returns is opened and never recorded.
+        expand: fills in ``${NAME}`` in a path or a hub id; what it returns is opened and never recorded.
         text_columns: the task's text columns; the first is required, others may be absent from a file.
         problem: how labels are read.
         known_labels: the model's label names in id order; labels of the data are matched with them by name.
@@ -159,7 +159,7 @@ def _built_in(
 def _open(source: Source, split: str, expand: Expand) -> Table:
     wanted = source.split or split
     if source.hub is not None:
-        return read_hub(source.hub, source.name, wanted)
+        return read_hub(str(expand(source.hub)), source.name, wanted)
     return read_table(Path(expand(str(source.path))), wanted)
 
 

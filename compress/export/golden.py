@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.artifact import Golden
 from compress.errors import MissingCapabilityError
 from compress.models.golden import golden_batch
+from compress.runtimes.onnxruntime import OnnxRuntime
+from compress.runtimes.target import Target
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,10 +21,9 @@ INSTALL = 'pip install "mcompress[cpu]"'
 
 
 def missing_onnxruntime() -> tuple[str, ...]:
-    """Return the sentence for ``Plan.missing`` where ONNX Runtime is not installed. Imports nothing."""
-    if importlib.util.find_spec("onnxruntime"):
-        return ()
-    return (f"onnxruntime is not installed: {INSTALL}",)
+    """Return the sentence for ``Plan.missing`` where ONNX Runtime cannot run on the CPU. Does not import it."""
+    found = OnnxRuntime().available(Target(name="onnxruntime-cpu", runtime="onnxruntime"))
+    return () if found.ok else (found.reason,)
 
 
 def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:

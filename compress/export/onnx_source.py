@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact import TensorSpec
 from compress.errors import ModelError
-from compress.export.companions import COMPANIONS
 from compress.export.onnx_clean import clean, write_onnx
 from compress.export.onnx_export import INPUTS
 from compress.export.signature import tensor_spec
 from compress.models.families import FAMILIES
-from compress.models.loading import CONFIG
+from compress.models.loading import CONFIG, TOKENIZER_FILES
 from compress.models.source import DEFAULT_MAX_LENGTH, label_names, problem_of
 from compress.tasks.base import tasks
 
@@ -73,13 +72,31 @@ def take_in_onnx(
     options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
     task = tasks.get(task_name).parse(options)
     write_onnx(clean(model), out / "model.onnx")
-    for name in COMPANIONS:
-        if name != CONFIG and (tokenizer.parent / name).is_file():
-            shutil.copyfile(tokenizer.parent / name, out / name)
+    for file in _tokenizer_files(tokenizer.parent):
+        shutil.copyfile(file, out / file.name)
     if names:
         config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return task.dump()
+
+
+def files_read(path: Path) -> list[Path]:
+    """Return every file that ``take_in_onnx`` reads: the model, its external weights, config.json and tokenizer.
+
+    Raises:
+        ModelError: weights lie outside the model's own folder.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    _check_external(model, path.parent)
+    config, tokenizer = _find(path, CONFIG), _find(path, "tokenizer.json")
+    return [
+        path,
+        *(path.parent / location for location in sorted({location for _, location in _locations(model)})),
+        *([config] if config else []),
+        *(_tokenizer_files(tokenizer.parent) if tokenizer else []),
+    ]
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -106,16 +123,19 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 def _check_external(model: onnx.ModelProto, folder: Path) -> None:
     """Refuse weights outside the model's own folder: opening a model must not read other files."""
+    for tensor, location in _locations(model):
+        if not (folder / location).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(
+                "The ONNX file keeps weights outside its folder.",
+                value=f"{tensor}: {location}",
+                fix="Save it with its weights inside, or in a file beside it.",
+            )
+
+
+def _locations(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """Yield (tensor, file relative to the model's folder) of all external weights."""
     for tensor in _tensors(model.graph):
-        for entry in tensor.external_data:
-            if entry.key != "location":
-                continue
-            if not (folder / entry.value).resolve().is_relative_to(folder.resolve()):
-                raise ModelError(
-                    "The ONNX file keeps weights outside its folder.",
-                    value=f"{tensor.name}: {entry.value}",
-                    fix="Save it with its weights inside, or in a file beside it.",
-                )
+        yield from ((tensor.name, entry.value) for entry in tensor.external_data if entry.key == "location")
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
@@ -210,6 +230,10 @@ def _length(config: Mapping[str, Any], wanted: int | None) -> int:
 def _recorded_length(model: onnx.ModelProto) -> int | None:
     """Return the ``max_length`` that our own export writes into the file's metadata."""
     return next((int(entry.value) for entry in model.metadata_props if entry.key == "max_length"), None)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _find(path: Path, name: str) -> Path | None:

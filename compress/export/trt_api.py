@@ -14,9 +14,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from compress.errors import MissingCapabilityError
+from compress.runtimes.tensorrt import MODULES
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "tensorrt_rtx_bindings": "tensorrt-rtx"}
-"""Import name -> the library it belongs to, in order of preference."""
 INSTALL = 'pip install "mcompress[tensorrt-rtx]"'
 _SEVERITIES = ("internal error", "error", "warning")
 

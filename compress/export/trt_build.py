@@ -18,6 +18,7 @@ from compress.errors import RunError
 from compress.export.signature import traits_of
 from compress.export.trt_api import Trt, load_trt, logged
 from compress.export.trt_profile import Profile
+from compress.runtimes.cuda import why_no_cuda
 
 SIDECAR_SUFFIX = ".json"
 MIB = 1024 * 1024
@@ -104,7 +105,9 @@ def precision_of(onnx_file: Path, tf32: bool) -> str:
 
 
 def device_name() -> str:
-    """Return the GPU that the engine is built for, or that there is none."""
+    """Return the GPU that an engine is built for here, or that there is none; torch is imported only for a driver."""
+    if why_no_cuda():
+        return "built without a GPU"
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "built without a GPU"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,8 +33,14 @@ _HF_PROBLEMS = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-_LOCAL_KEYS = {"is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file"}
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_LOCAL_KEYS = (
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "vocab_file",
+)
 _IGNORABLE = re.compile(r"(^|\.)(position_ids|token_type_ids|pooler\.dense\.(weight|bias))$")
 """Left-over keys without effect: buffers of older releases, and a pooler that the model class does not use."""
 
@@ -139,11 +145,6 @@ def label_names(config: Mapping[str, Any], mapping: Mapping[str, str] | None = N
             fix="Give each label a name of its own in `labels: {LABEL_0: ..., LABEL_1: ...}`.",
         )
     return renamed
-
-
-def has_placeholder_labels(names: Sequence[str]) -> bool:
-    """Say whether label names are only LABEL_0, LABEL_1, ..., so that they cannot be matched by name."""
-    return bool(names) and all(_PLACEHOLDER.fullmatch(name) for name in names)
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
@@ -265,13 +266,6 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, model: PreTr
 def _drop_local_traces(path: Path) -> None:
     """Remove what depends on where the tokenizer was read from, so that equal inputs give equal bytes."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key in (
-        "is_local",
-        "local_files_only",
-        "name_or_path",
-        "tokenizer_file",
-        "vocab_file",
-        "special_tokens_map_file",
-    ):
+    for key in _LOCAL_KEYS:
         config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

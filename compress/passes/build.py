@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -55,6 +55,11 @@ class Build(Pass):
         missing = missing_trt()
         summary = f"build a TensorRT engine for up to {config.max_batch} inputs at once"
         return Plan(summary, replace(inputs["model"], kind="tensorrt"), (missing,) if missing else ())
+
+    def settle(self, config: BuildConfig) -> dict[str, Any]:
+        from compress.export.trt_build import device_name
+
+        return {"device": device_name()}
 
     def apply(self, inputs: Mapping[str, Artifact], config: BuildConfig, context: Context) -> Artifact:
         from compress.export.companions import copy_companions

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from compress.artifact import Artifact, Kind, create_artifact
-from compress.errors import DataError
+from compress.errors import DataError, RecipeError, did_you_mean
 from compress.models.counting import (
     count_macs,
     count_parameters,
@@ -26,6 +26,7 @@ from compress.models.depth import choose_layers, drop_layers
 from compress.models.families import dimensions, family_of
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
+from compress.pruning.importance import importances
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,6 +80,10 @@ class Prune(Pass):
     uses: ClassVar[tuple[str, ...]] = ("train",)
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: PruneConfig) -> Plan:
+        if config.importance not in importances:
+            raise RecipeError(
+                f"Unknown importance {config.importance!r}.", fix=did_you_mean(config.importance, importances)
+            )
         info = inputs["model"]
         traits = info.traits | self.adds
         if not info.config:
@@ -130,8 +135,6 @@ class Prune(Pass):
 
 
 def _score(model: PreTrainedModel, source: Artifact, config: PruneConfig, context: Context) -> Scores:
-    from compress.pruning.importance import importances
-
     method = importances.get(config.importance)()
     examples = _sample(source, config, context)
 

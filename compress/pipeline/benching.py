@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from compress.artifact import Artifact, open_artifact
 from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.bench.settings import MeasureSettings
-from compress.bench.statistics import paired_difference, ratio_of_totals
+from compress.bench.statistics import paired_difference, percentile, ratio_of_totals
 from compress.data.sources import read_rows
 from compress.errors import UsageError
 from compress.passes.base import Progress
@@ -24,7 +24,7 @@ _OWN_TARGET = {"torch": "torch-cpu-1t", "onnx": "ort-cpu-1t", "openvino": "openv
 
 
 class BenchRow(BaseModel):
-    """One artifact on one target; differences and speed-ups are against the first artifact's first row."""
+    """One artifact on one target; differences are against the first row, speed-ups against the first of its group."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,7 +88,11 @@ def bench_artifacts(
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
-    return [_row(m, measured[0], task, answers) for m in measured]
+    groups = [(subject.target.device, m.threads) for subject, m in zip(subjects, measured, strict=True)]
+    return [
+        _row(m, measured[0], measured[groups.index(group)], task, answers)
+        for m, group in zip(measured, groups, strict=True)
+    ]
 
 
 def table(rows: Sequence[BenchRow]) -> str:
@@ -114,7 +118,8 @@ def table(rows: Sequence[BenchRow]) -> str:
     return "\n".join(lines)
 
 
-def _row(m: Measurement, base: Measurement, task: Task, answers: Any) -> BenchRow:
+def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, answers: Any) -> BenchRow:
+    """Compare accuracy with ``base``, and speed with ``beside``, the first row that was timed in the same group."""
     score, first = _score(m, task, answers), _score(base, task, answers)
     fields: dict[str, Any] = {}
     if score is not None:
@@ -122,11 +127,11 @@ def _row(m: Measurement, base: Measurement, task: Task, answers: Any) -> BenchRo
     if score is not None and first is not None and m is not base:
         paired = paired_difference(first.outcomes, score.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
-    if m.status == "ok" and base.status == "ok" and m is not base:
-        ratio = ratio_of_totals(base.samples_ms, m.samples_ms)
+    if m.status == "ok" and beside.status == "ok" and m is not beside:
+        ratio = ratio_of_totals(beside.samples_ms, m.samples_ms)
         fields |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
     if m.status == "ok":
-        fields["p50_ms"] = float(sorted(m.flat_ms)[len(m.flat_ms) // 2])
+        fields["p50_ms"] = percentile(m.flat_ms, 50)
     return BenchRow(
         artifact=m.subject,
         target=m.target,

@@ -90,10 +90,9 @@ def check_place(out: Path, name: str) -> RunRecord | None:
 def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
     """Make the folder, or take up the one that ``check_place`` found.
 
-    What a changed recipe left there before (deliverables, samples, report) is removed: it would not be true any more.
+    What an earlier run left there (deliverables, samples, report) is removed: this one makes its own.
     """
-    old = check_place(out, name)
-    if old is not None and old.recipe_digest != recipe_digest:
+    if check_place(out, name) is not None:
         shutil.rmtree(out / DELIVERABLES, ignore_errors=True)
         for file in RESULTS:
             (out / file).unlink(missing_ok=True)
@@ -120,11 +119,6 @@ def read_run(out: Path) -> RunRecord:
         return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ModelError("run.json cannot be read.", value=path, fix="Run the recipe again.") from error
-
-
-def withdraw(out: Path, step: str) -> None:
-    """Remove what an earlier run delivered of a step."""
-    shutil.rmtree(out / DELIVERABLES / step, ignore_errors=True)
 
 
 def deliver(artifact: Artifact, out: Path) -> None:

@@ -11,6 +11,8 @@ from compress.data.sources import load_data
 from compress.data.splits import TaskData
 from compress.errors import DataError, ModelError, RecipeError, did_you_mean
 from compress.passes.base import Progress
+from compress.passes.distill import DistillConfig
+from compress.passes.prune import PruneConfig
 from compress.pipeline.planning import RunPlan
 from compress.pipeline.source import Source, resolve_source
 from compress.recipe import Recipe
@@ -27,12 +29,13 @@ def load_inputs(plan: RunPlan, source: Source | None) -> tuple[TaskData, Task]:
 
     Raises:
         ModelError: the model has no head for the task, and nothing trains one.
-        DataError: a split that the recipe needs is not there, or labels do not match.
-        RecipeError: a gate names a metric that the task does not have.
+        DataError: a split that the recipe needs is not there or too small, or labels do not match.
+        RecipeError: a gate names a metric that the task does not have, or bounds it on the wrong side.
     """
     data = _load(plan, source)
     task = _choose_task(plan, source, data)
-    _check_gate_metrics(plan, task)
+    _check_gates(plan, task)
+    _check_amounts(plan, data)
     return data, task
 
 
@@ -95,15 +98,45 @@ def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
     return tasks.get(recipe.task).parse(options)
 
 
-def _check_gate_metrics(plan: RunPlan, task: Task) -> None:
-    """Refuse an unknown metric before any work, not after an hour of training."""
+def _check_gates(plan: RunPlan, task: Task) -> None:
+    """Refuse an unknown metric, or a bound on its wrong side, before any work, not after an hour of training."""
+    right, wrong = ("max_drop_points", "min"), ("max_increase", "max")
+    if task.direction == "lower":
+        right, wrong = wrong, right
     for gates in (plan.recipe.gates, *(step.gates for step in plan.steps)):
-        for name in gates or ():
+        for name, rule in (gates or {}).items():
             if name != task.metric:
                 raise RecipeError(
                     f"A gate names the metric {name!r}, which this task does not have.",
                     fix=did_you_mean(name, [task.metric]),
                 )
+            if given := [bound for bound in wrong if getattr(rule, bound) is not None]:
+                raise RecipeError(
+                    f"A gate bounds {name!r} on the wrong side: {task.direction} is better.",
+                    value=f"{name}: {given[0]}: {getattr(rule, given[0]):g}",
+                    fix=f"Use `{right[0]}` or `{right[1]}`.",
+                )
+
+
+def _check_amounts(plan: RunPlan, data: TaskData) -> None:
+    """Refuse a step that asks for more examples than the data has."""
+    for step in plan.steps:
+        config = step.config
+        if step.reason:
+            continue
+        if isinstance(config, PruneConfig):
+            labelled = sum(row.get("label") is not None for row in data["train"].rows)
+            if config.samples > labelled:
+                raise DataError(
+                    f"Step {step.id!r} asks for more labelled training rows than there are.",
+                    value=f"{config.samples} samples of {labelled} rows",
+                    fix=f"Lower `samples` of the step to at most {labelled}.",
+                )
+        if isinstance(config, DistillConfig) and config.transfer and not ("transfer" in data and len(data["transfer"])):
+            raise RecipeError(
+                f"Step {step.id!r} has `transfer: true`, but the recipe gives no transfer data.",
+                fix="Add `transfer:` to `data:`, or leave `transfer` out of the step.",
+            )
 
 
 def _begins_with_tuning(plan: RunPlan) -> bool:

@@ -13,6 +13,7 @@ from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.passes.base import Progress
 from compress.pipeline.planning import onnx_baseline
 from compress.pipeline.running import RunState
+from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target, find_target
 
 TORCH, ONNX = "torch FP32", "ONNX Runtime FP32"
@@ -52,7 +53,7 @@ def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     settings = state.recipe.measure
     wanted = [find_target(name) for name in settings.targets]
     split = "test" if "test" in state.data else "validation"
-    stages = {id_: o.artifact for id_, o in state.outcomes.items() if o.status == "done" and o.artifact is not None}
+    stages = _stages(state)
     encoded = {id_: state.task.encode(artifact.path, state.data[split].rows) for id_, artifact in stages.items()}
     pairs = [(id_, target) for target in wanted for id_, artifact in stages.items() if fits(artifact.kind, target)]
     baselines: dict[tuple[str, int | None], tuple[Baseline, ...]] = {}
@@ -66,17 +67,25 @@ def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     return Measured(targets, tuple(measurements), baselines, split, next(iter(encoded.values())).targets)
 
 
+def _stages(state: RunState) -> dict[str, Artifact]:
+    """Return what can be scored: an encoder whose head a fine-tuning replaced answers another question."""
+    made = {id_: o.artifact for id_, o in state.outcomes.items() if o.status == "done" and o.artifact is not None}
+    return {id_: artifact for id_, artifact in made.items() if artifact.manifest.task == state.task.dump()}
+
+
 def _baselines(
     state: RunState, stages: Mapping[str, Artifact], wanted: Sequence[Target], group: tuple[str, int | None]
 ) -> tuple[Baseline, ...]:
     device, threads = group
-    if device != "cpu":
-        return ()
     found = []
     reference, exported = state.plan.reference, onnx_baseline(state.plan)
     if "torch" in state.recipe.measure.baselines and reference in stages and stages[reference].kind == "torch":
-        found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads)))
-    if "onnx" in state.recipe.measure.baselines and exported is not None and exported in stages:
+        on_gpu = find_target("torch-cuda")
+        if device == "cpu":
+            found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads)))
+        elif threads == on_gpu.threads and runtimes.get(on_gpu.runtime)().available(on_gpu).ok:
+            found.append(Baseline(TORCH, reference, on_gpu))
+    if device == "cpu" and "onnx" in state.recipe.measure.baselines and exported is not None and exported in stages:
         found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads)))
     return tuple(found)
 

@@ -62,6 +62,7 @@ class Predictions:
                 "mcompress": __version__,
                 "predictions": artifact.digest,
                 "split": split.digest,
+                "task": task.dump(),
                 "target": target.model_dump(mode="json"),
                 "cpu": environment()["cpu"]["flags"],
                 "versions": library_versions((opener.package,)),

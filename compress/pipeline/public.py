@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
@@ -11,6 +12,7 @@ import yaml
 from compress.bench.launch import without_folders
 from compress.recipe import Recipe
 
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SPLITS = ("train", "validation", "test", "transfer")
 _PLACES = ("model", "data", "measure")
 """Keys of a recipe under which a value can name a file."""
@@ -37,10 +39,13 @@ def public_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def command_line(what: str, out: str, sets: Sequence[str], variables: Sequence[str], data: str | None = None) -> str:
+def command_line(
+    recipe: Recipe, what: str, out: str, sets: Sequence[str], variables: Sequence[str], data: str | None = None
+) -> str:
     """Return the command that repeats a run; the paths in it are for the reader to fill in.
 
     Args:
+        recipe: as it was run; a variable that came from the environment is named as ``--var NAME=...``.
         what: recipe or model.
         out: the run's folder.
         sets, variables: as ``--set`` and ``--var`` take them.
@@ -54,6 +59,9 @@ def command_line(what: str, out: str, sets: Sequence[str], variables: Sequence[s
     for variable in variables:
         name, _, value = variable.partition("=")
         words += ["--var", f"{name}={public_path(value)}"]
+    given = {variable.partition("=")[0] for variable in variables}
+    for name in sorted({*_VARIABLE.findall(recipe.to_yaml())} - given):
+        words += ["--var", f"{name}=..."]
     return shlex.join(words)
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from compress.bench.protocol import Measurement
 from compress.bench.statistics import (
     Interval,
+    PairedDifference,
     mean_interval,
     needed_n,
     paired_difference,
+    percentile,
     ratio_of_totals,
     wilson_interval,
 )
@@ -131,19 +133,21 @@ def _against(
             low=scale * paired.low,
             high=scale * paired.high,
             p_value=paired.p_value,
-            text=_resolved(paired.value, paired.low, paired.high, base, score),
+            text=_resolved(paired, base, score),
         ),
     }
 
 
-def _resolved(difference: float, low: float, high: float, base: Score, score: Score) -> str:
-    if low > 0 or high < 0:
+def _resolved(paired: PairedDifference, base: Score, score: Score) -> str:
+    if paired.low > 0 or paired.high < 0:
         return "a real difference"
-    if difference == 0:
+    if paired.value == 0:
         return "no difference found"
+    text = f"not resolvable at N = {paired.n:,}"
+    if paired.only_a is None:
+        return text
     discordant = float(np.mean(base.outcomes != score.outcomes))
-    n = needed_n(max(discordant, abs(difference)), difference)
-    return f"not resolvable at N = {len(score.outcomes):,}" + (f"; about {n:,} examples would" if n else "")
+    return f"{text}; about {needed_n(max(discordant, abs(paired.value)), paired.value):,} examples would"
 
 
 def _latency(m: Measurement) -> report.Latency | None:
@@ -153,8 +157,8 @@ def _latency(m: Measurement) -> report.Latency | None:
     totals = samples.sum(axis=2).reshape(-1)
     flat = m.flat_ms
     return report.Latency(
-        p50_ms=float(np.percentile(flat, 50)),
-        p90_ms=float(np.percentile(flat, 90)),
+        p50_ms=percentile(flat, 50),
+        p90_ms=percentile(flat, 90),
         mean_ms=float(flat.mean()),
         cv=float(totals.std(ddof=1) / totals.mean()) if len(totals) > 1 else None,
         inputs=samples.shape[2],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,11 @@ from compress.tasks.base import Score, Task
 
 @dataclass
 class StepOutcome:
-    """What became of a step."""
+    """What became of a step.
+
+    Attributes:
+        seconds: wall time of the build that finished it, also of an earlier run's; 0 if there is no record.
+    """
 
     status: Literal["done", "skipped", "failed"]
     artifact: Artifact | None = None
@@ -93,7 +96,6 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
     predictions = Predictions(store, recipe.run, emit)
     for number, step in enumerate(plan.steps, 1):
         emit(f"[{number}/{len(plan.steps)}] {step.id}: {step.plan.summary}")
-        folder.withdraw(out, step.id)
         outcome, key = _run_step(step, state, store, emit)
         state.outcomes[step.id] = outcome
         if outcome.status == "done":
@@ -128,7 +130,6 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
         inputs[role] = artifact
     run = state.recipe.run
     key = step_key(step, inputs, state)
-    begun = time.monotonic()
 
     def build(payload: Path) -> None:
         with store.workspace() as scratch:
@@ -144,7 +145,7 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
                 threads=_threads(run.threads),
                 emit=emit,
             )
-            step.pass_.apply(inputs, step.config, context)
+            _apply(step, inputs, context)
 
     try:
         path, cached = store.get_or_build(key, f"{state.recipe.name}:{step.id}", build)
@@ -156,7 +157,22 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
         if not step.optional:
             raise
         return StepOutcome("failed", reason=without_folders(str(error))), None
-    return StepOutcome("done", open_artifact(path), cached, time.monotonic() - begun), key
+    return StepOutcome("done", open_artifact(path), cached, store.seconds(key) or 0.0), key
+
+
+def _apply(step: PlannedStep, inputs: Mapping[str, Artifact], context: Context) -> None:
+    """Apply the pass; what a library raises inside it becomes a RunError, so that an optional step may fail of it."""
+    try:
+        step.pass_.apply(inputs, step.config, context)
+    except CompressError:
+        raise
+    except Exception as error:  # torch, transformers, onnx and plugins raise types of their own
+        lines = without_folders(str(error)).strip().splitlines()
+        raise RunError(
+            f"Step {step.id!r} failed: {step.pass_.name!r} was stopped by an error that is not mcompress's own.",
+            value=": ".join([type(error).__name__, *lines[:1]]),
+            fix="Change the step's options, or make it `optional: true`; MCOMPRESS_DEBUG=1 shows the traceback.",
+        ) from error
 
 
 def _without_parent(step: PlannedStep, parent: str, outcome: StepOutcome) -> StepOutcome:
@@ -205,8 +221,15 @@ def _check(step: PlannedStep, state: RunState, predictions: Predictions) -> None
     outcome = state.outcomes[step.id]
     if outcome.artifact is None:
         return
+    declared = step.gates if step.id in state.plan.leaves or _declares(step, state.recipe) else {}
     outputs, encoded, reason = predictions.of(outcome.artifact, state.task, state.data)
     if outputs is None or encoded is None or encoded.targets is None:
+        if declared != {} and outcome.artifact.kind != "tensorrt":
+            raise RunError(
+                f"Step {step.id!r} cannot be measured, so its gate cannot be judged.",
+                value=reason or "the validation split has no labels",
+                fix="Remove the cause, or declare `gates: {}` beside the step to deliver it unjudged.",
+            )
         outcome.parity_reason = f"not checked: {reason}"
         return
     outcome.score = state.task.score(outputs, encoded.targets)
@@ -218,7 +241,6 @@ def _check(step: PlannedStep, state: RunState, predictions: Predictions) -> None
             _demand_parity(step, outcome.parity, bound=step.id in state.plan.leaves or step.pass_.preserves == "exact")
         else:
             outcome.parity_reason = f"not checked: {reason or 'the outputs have another shape'}"
-    declared = step.gates if step.id in state.plan.leaves or _declares(step, state.recipe) else {}
     if declared != {}:
         outcome.gates = check_gates(_reference_score(state, predictions), outcome.score, declared)
 

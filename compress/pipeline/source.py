@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import task_from
 
-_READ = {".json", ".txt", ".model", ".safetensors", ".onnx", ".data"}
+_READ = {".json", ".txt", ".model", ".safetensors"}
 """Files of a model folder that can influence what is taken in."""
 
 
@@ -115,13 +116,15 @@ def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Grap
 
 
 def _hash_source(place: Path) -> dict[str, str]:
-    files = sorted(p for p in place.iterdir() if p.suffix in _READ) if place.is_dir() else _beside(place)
+    """Return the sha256 of every file that is taken in, by its place relative to the model's folder."""
+    if place.is_dir():
+        folder, files = place, sorted(p for p in place.iterdir() if p.suffix in _READ)
+    else:
+        from compress.export.onnx_source import files_read
+
+        folder, files = place.parent, files_read(place)
     out = {}
     for path in files:
         with path.open("rb") as file:
-            out[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            out[Path(os.path.relpath(path, folder)).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return out
-
-
-def _beside(file: Path) -> list[Path]:
-    return [file, *sorted(p for p in file.parent.iterdir() if p.suffix in _READ and p != file)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import __version__
+from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import Measured
@@ -62,7 +63,7 @@ def _subject(state: RunState) -> report.Subject:
         labels=len(state.task.labels),
         parameters=manifest.parameters if manifest else None,
         size_bytes=reference.size_bytes if reference else None,
-        notes=(*notes, "weights are loaded and measured as float32, whatever they are stored in"),
+        notes=(*notes, *_precision(reference)),
     )
 
 
@@ -88,7 +89,7 @@ def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], 
         traits=manifest.traits if manifest else (),
         digest=manifest.digest if manifest else None,
         cached=outcome.cached,
-        seconds=round(outcome.seconds, 1),
+        seconds=round(outcome.seconds, 1) or None,
         size_bytes=artifact.size_bytes if artifact else None,
         parameters=manifest.parameters if manifest else None,
         macs=manifest.macs if manifest else None,
@@ -96,6 +97,12 @@ def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], 
         gates=tuple(_gate(gate) for gate in outcome.gates),
         notes={**(manifest.notes if manifest else {}), **_parity_note(outcome)},
     )
+
+
+def _precision(reference: Artifact | None) -> tuple[str, ...]:
+    if reference is None or reference.kind != "torch":
+        return ()
+    return ("weights are loaded and measured as float32, whatever they were stored in",)
 
 
 def _parity_note(outcome: StepOutcome) -> dict[str, str]:
@@ -211,6 +218,8 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
         "Speed-ups are ratios of total time over the same inputs, interleaved in one run; "
         "milliseconds of another run or machine are not comparable."
     )
+    if state.recipe.measure.launches == 1:
+        yield "Each artifact ran in one process: intervals of speed-ups do not contain the variation between processes."
     if any(target.evidence == "proxy" for target in measured.targets):
         yield (
             "A proxy target limits threads and memory on this machine; "

@@ -13,7 +13,7 @@ from compress.report.model import Deliverable, Row, Verdict
 def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
     """Decide on the first target of the recipe on which a deliverable was measured."""
     deliverables = tuple(_deliverable(state, leaf) for leaf in state.plan.leaves)
-    for name in state.recipe.measure.targets:
+    for name in (target.name for target in measured.targets):
         ready = [row for row in rows if row.target == name and row.deliverable and row.status == "ok" and row.latency]
         if ready:
             return _verdict(state, name, ready, deliverables, measured.split)
@@ -27,27 +27,30 @@ def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
 def _verdict(
     state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...], split: str
 ) -> Verdict:
-    """Ship the fastest whose gates hold beyond doubt; only where there is none, the fastest by the estimate."""
+    """Of what is faster than the baseline, ship the fastest whose gates hold beyond doubt, else the fastest."""
     baseline = ONNX if any(ONNX in row.speedups for row in ready) else TORCH
-    proven = [row for row in ready if all(gate.verdict == "pass" for gate in state.outcomes[row.step].gates)]
-    best = max(proven or ready, key=lambda row: _ratio(row, baseline))
-    speedup = best.speedups.get(baseline)
-    if speedup is None or (speedup.low or speedup.ratio) <= 1.0:
-        headline = f"Keep the uncompressed model: no deliverable is faster than {baseline} on {target}."
+    compared = [row for row in ready if baseline in row.speedups]
+    faster = [row for row in compared if (row.speedups[baseline].low or row.speedups[baseline].ratio) > 1.0]
+    if not faster:
+        headline = (
+            f"Keep the uncompressed model: no deliverable is faster than {baseline} on {target}."
+            if compared
+            else f"No verdict: no baseline was measured beside the deliverables on {target}."
+        )
         return Verdict(target=target, headline=headline, deliverables=deliverables)
-    headline = f"Ship {best.step}: {speedup.ratio:.2f} times as fast as {baseline} on {target}"
+    proven = [row for row in faster if _proven(state, row)]
+    best = max(proven or faster, key=lambda row: _ratio(row, baseline))
+    headline = f"Ship {best.step}: {_ratio(best, baseline):.2f} times as fast as {baseline} on {target}"
     if best.difference is not None and best.difference.unit == "percent":
         headline += f", {best.difference.points:+.2f} points of {best.accuracy.metric if best.accuracy else 'accuracy'}"
-    size = _size(state, best.step)
-    if size:
+    if size := _size(state, best.step):
         headline += f", {size}"
-    reasons = [_rank(best, proven, ready, target)]
-    doubtful = [row for row in ready if row not in proven and _ratio(row, baseline) > speedup.ratio]
+    reasons = [_rank(state, best, proven, faster, target)]
     reasons += [
-        f"{row.step} is faster still ({_ratio(row, baseline):.2f} times), but the validation split "
-        f"is too small to say that its gate holds."
-        for row in doubtful
-        if proven
+        f"{row.step} is faster still ({_ratio(row, baseline):.2f} times), but on this validation split "
+        f"its gate is not proven."
+        for row in faster
+        if proven and row not in proven and _ratio(row, baseline) > _ratio(best, baseline)
     ]
     if best.difference is not None:
         reasons.append(f"Its accuracy on {split}, paired with the reference: {best.difference.text}.")
@@ -56,12 +59,19 @@ def _verdict(
     )
 
 
-def _rank(best: Row, proven: Sequence[Row], ready: Sequence[Row], target: str) -> str:
-    if not proven:
-        return f"No gate is resolved at this N; by the estimates it is the fastest of {len(ready)} on {target}."
-    if len(proven) == 1:
-        return f"It is the only deliverable on {target} whose gates hold at this N."
-    return f"It is the fastest of the {len(proven)} deliverables on {target} whose gates hold at this N."
+def _proven(state: RunState, row: Row) -> bool:
+    gates = state.outcomes[row.step].gates
+    return bool(gates) and all(gate.verdict == "pass" for gate in gates)
+
+
+def _rank(state: RunState, best: Row, proven: Sequence[Row], faster: Sequence[Row], target: str) -> str:
+    if len(proven) > 1:
+        return f"It is the fastest of the {len(proven)} deliverables on {target} whose gates hold at this N."
+    if proven:
+        return f"It is the only faster deliverable on {target} whose gates hold at this N."
+    if not state.outcomes[best.step].gates:
+        return f"It is the fastest of {len(faster)} on {target}; no gate was declared for it."
+    return f"No gate is resolved at this N; by the estimates it is the fastest of {len(faster)} on {target}."
 
 
 def _ratio(row: Row, baseline: str) -> float:

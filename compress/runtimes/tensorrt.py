@@ -15,8 +15,8 @@ from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cuda import why_no_cuda
 from compress.runtimes.target import Target
 
-MODULES = ("tensorrt", "tensorrt_rtx_bindings")
-"""Import names that offer the API, most capable first."""
+MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "tensorrt_rtx_bindings": "tensorrt-rtx"}
+"""Import names that offer the API, most capable first -> the library they belong to."""
 
 
 class TensorrtRuntime(Runtime):

@@ -55,6 +55,11 @@ class Task(ABC):
     def metric(self) -> str:
         """Name of the main metric, as ``score`` reports it; gates are declared by it."""
 
+    @property
+    @abstractmethod
+    def direction(self) -> Literal["higher", "lower"]:
+        """Whether higher or lower values of the main metric are better, as ``score`` reports it."""
+
     @abstractmethod
     def dump(self) -> dict[str, Any]:
         """Return the JSON form; ``task_from(dump())`` gives an equal task."""

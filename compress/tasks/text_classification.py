@@ -64,6 +64,10 @@ class TextClassification(Task):
         return _METRICS[self.problem]
 
     @property
+    def direction(self) -> Literal["higher", "lower"]:
+        return "lower" if self.problem == "regression" else "higher"
+
+    @property
     def outputs(self) -> int:
         """Width of the logits."""
         return len(self.labels) or 1

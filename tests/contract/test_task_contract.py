@@ -141,7 +141,7 @@ def test_score_is_best_when_all_is_right(task: Task, example: Example, folder: P
         assert score.value == pytest.approx(score.outcomes.mean())
         if score.direction == "higher":
             assert 0.0 <= score.value <= 1.0
-    assert (best.metric, best.direction) == (worst.metric, worst.direction)
+        assert (score.metric, score.direction) == (task.metric, task.direction)
     assert (best.value, worst.value) == (1.0, 0.0) if best.direction == "higher" else best.value == 0.0 < worst.value
 
 

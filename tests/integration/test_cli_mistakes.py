@@ -85,6 +85,13 @@ def write(path: Path, *lines: str) -> str:
         ({"gates": {"accurcy": {"min": 0.5}}}, ["metric 'accurcy'", "'accuracy'"]),
         ({"steps": [{"export": {}, "gates": {"mae": {"max": 1}}}]}, ["metric 'mae'"]),
         ({"gates": {"accuracy": {"max_drop": 0.5}}}, ["Unknown key 'max_drop'", "max_drop_points"]),
+        ({"gates": {"accuracy": {}}}, ["gates.accuracy: give `max_drop_points`"]),
+        ({"gates": {"accuracy": {"max": 0.5}}}, ["'accuracy' on the wrong side", "max: 0.5", "`max_drop_points`"]),
+        ({"steps": [{"export": {}, "gates": {"accuracy": {"max_increase": 1}}}]}, ["wrong side", "max_increase: 1"]),
+        ({"steps": [{"export": {}, "id": "../../x"}]}, ["steps.0.id", "../../x"]),
+        ({"steps": [{"prune": {"layers": 1, "samples": 49}}]}, ["'prune'", "49 samples of 48 rows"]),
+        ({"steps": [{"prune": {"layers": 1, "importance": "fishy"}}]}, ["importance 'fishy'", "'fisher'"]),
+        ({"steps": [{"distill": {"teacher": "model", "transfer": True}}]}, ["no transfer data", "`transfer:`"]),
     ],
 )
 def test_a_recipe_that_cannot_run(warm, call, changes, phrases) -> None:
@@ -172,6 +179,13 @@ def test_a_missing_package_stops_the_run_before_any_work(warm, call, monkeypatch
     refuse(warm, call, warm.recipe("lacking", [EXPORT]), 3, "cannot run here", "onnxruntime is not installed")
 
 
+def test_two_onnxruntimes_that_overwrite_each_other_stop_the_run_before_any_work(warm, call, monkeypatch) -> None:
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    monkeypatch.setattr("compress.runtimes.onnxruntime._is_installed", both.__contains__)
+    for steps in ([EXPORT], [EXPORT, {"quantize": {}}], [EXPORT, {"cast": {}}]):
+        refuse(warm, call, warm.recipe("twice", steps), 3, "onnxruntime and onnxruntime-gpu are both installed")
+
+
 def test_a_missing_package_of_an_optional_step_is_only_noted(warm, call, monkeypatch) -> None:
     monkeypatch.setattr("compress.passes.build.missing_trt", lambda: "tensorrt is not installed")
     recipe = warm.recipe("optional", [EXPORT, {"build": {}, "optional": True}])
@@ -233,6 +247,67 @@ def test_a_failed_gate_holds_the_artifact_back(warm, call, tmp_path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert [gate["verdict"] for gate in report["steps"][1]["gates"]] == ["fail"]
     assert report["verdict"]["step"] is None
+
+
+def test_a_run_that_starts_removes_what_an_earlier_one_left(warm, call, tmp_path, monkeypatch) -> None:
+    """The same recipe stops half-way: no report of before may stand beside its steps."""
+    recipe, out = warm.recipe("again", [EXPORT]), tmp_path / "out"
+    assert call("run", recipe, "--out", out).exit_code == 0
+    assert {"report.json", "report.md", "report.html", "measurements.json"} <= {path.name for path in out.iterdir()}
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.pipeline.running._run_step", stop)
+    assert call("run", recipe, "--out", out).exit_code == 130
+    assert sorted(path.name for path in out.iterdir()) == ["recipe.resolved.yaml", "run.json"]
+
+
+def test_an_artifact_that_cannot_be_measured_is_not_delivered(warm, call, tmp_path, monkeypatch) -> None:
+    from compress.pipeline.predictions import Prediction, Predictions
+
+    monkeypatch.setattr(Predictions, "of", lambda *_: Prediction(None, None, "the runtime is broken"))
+    recipe = warm.recipe("unmeasured", [EXPORT])
+    result = call("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 4, result.output
+    assert "'export' cannot be measured" in result.stderr
+    assert "\n  value: the runtime is broken\n  fix:   " in result.stderr
+    assert not (tmp_path / "out" / "deliverables").exists()
+    assert call("run", recipe, "--out", tmp_path / "out", "--set", "export.optional=true").exit_code == 0
+    step = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]["export"]
+    assert (step["status"], step["delivered"]) == ("failed", False)
+    assert not (tmp_path / "out" / "deliverables").exists()
+
+
+def test_an_error_of_a_library_ends_a_step_and_only_a_required_one_the_run(warm, call, tmp_path, monkeypatch) -> None:
+    from compress.passes.cast import Cast
+
+    def crash(*_: object) -> None:
+        raise RuntimeError(f"cannot read {tmp_path}/model.onnx\nsecond line")
+
+    monkeypatch.setattr(Cast, "apply", crash)
+    result = call("run", warm.recipe("crash", [EXPORT, {"cast": {}}]), "--out", tmp_path / "out")
+    assert result.exit_code == 4, result.output
+    assert "error: Step 'cast' failed" in result.stderr
+    assert "\n  value: RuntimeError: cannot read model.onnx\n  fix:   " in result.stderr
+    assert "Traceback" not in result.stderr
+    monkeypatch.setenv("MCOMPRESS_DEBUG", "1")
+    assert "in crash" in call("run", warm.root / "crash.yaml", "--out", tmp_path / "out").stderr
+    optional = warm.recipe("crash", [EXPORT, {"cast": {}, "optional": True}])
+    assert call("run", optional, "--out", tmp_path / "out").exit_code == 0
+    step = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]["cast"]
+    assert step["status"] == "failed"
+    assert "RuntimeError: cannot read model.onnx" in step["reason"]
+
+
+def test_a_step_from_the_store_keeps_the_seconds_of_its_build(warm, call, tmp_path) -> None:
+    recipe = warm.recipe("timed", [{"export": {"opset": 18}}])
+    steps = []
+    for name in ("first", "second"):
+        assert call("run", recipe, "--out", tmp_path / name).exit_code == 0
+        steps.append(json.loads((tmp_path / name / "run.json").read_text())["steps"]["export"])
+    assert steps[1]["cached"]
+    assert steps[0]["seconds"] == steps[1]["seconds"] > 0
 
 
 def test_a_broken_promise_ends_the_run(warm, call, tmp_path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import compress
+from compress.errors import RecipeError
 
 PROBLEMS = {"multi_label": "multi_label_classification", "regression": "regression", "pairs": None}
 
@@ -41,6 +42,19 @@ def write(lab, tmp_path: Path, problem: str) -> None:
             rows = [row | {"text_pair": f"{row['text']} too"} for row in rows]
         lines = [json.dumps(row | {"label": np.asarray(row["label"]).item()}) for row in rows]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("bound", ["max_drop_points", "min"])
+def test_a_gate_on_an_error_metric_bounds_it_from_above(lab, tmp_path, monkeypatch, bound) -> None:
+    model = variant(lab, tmp_path, "regression")
+    write(lab, tmp_path, "regression")
+    monkeypatch.setenv("DATA", str(tmp_path))
+    data = {split: f"${{DATA}}/{split}.jsonl" for split in ("train", "validation", "test")}
+    recipe = lab.recipe("wrong-side", [{"export": {}}], model=str(model), gates={"mae": {bound: 1}}, data=data)
+    with pytest.raises(RecipeError, match="'mae' on the wrong side: lower is better") as caught:
+        compress.run(recipe, tmp_path / "out", store=compress.Store(lab.home))
+    assert caught.value.fix == "Use `max_increase` or `max`."
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

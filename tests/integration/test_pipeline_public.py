@@ -7,6 +7,8 @@ import json
 from compress.pipeline.public import command_line, public_path, public_recipe
 from compress.recipe import parse_recipe
 
+RECIPE = parse_recipe('{recipe: 1, model: "${MODELS}/m", data: {train: "${DATA}/a.csv"}, steps: [export]}')
+
 
 def test_only_absolute_paths_are_cut() -> None:
     assert public_path("/home/ann/models/bert") == "bert"
@@ -19,11 +21,11 @@ def test_only_absolute_paths_are_cut() -> None:
 
 def test_a_command_keeps_overrides_and_variables_but_no_folders() -> None:
     sets = ["model=/home/ann/bert", "data.train={path: /home/ann/a.csv}", "int8.exclude=[/bert/layer.0/*]"]
-    text = command_line("/home/ann/recipe.yaml", "runs/a", sets, ["DATA=/home/ann/data", "SEED=1"])
+    text = command_line(RECIPE, "/home/ann/recipe.yaml", "runs/a", sets, ["DATA=/home/ann/data", "SEED=1"])
     assert "ann" not in text
     assert text.startswith("mcompress run recipe.yaml --out runs/a --set model=bert --set ")
     assert "/bert/layer.0/*" in text
-    assert text.endswith("--var DATA=data --var SEED=1")
+    assert text.endswith("--var DATA=data --var SEED=1 --var MODELS=..."), "what the environment gave is named"
 
 
 def test_a_recipe_keeps_everything_but_its_folders() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from compress.artifact import Graph, PassRecord, create_artifact, open_artifact
@@ -54,6 +57,20 @@ def test_store_builds_once_and_finds_again(tmp_path):
     assert (cached, cached_again, len(built)) == (False, True, 1)
     assert path == again
     assert (path / "x").read_text() == "1"
+
+
+def test_store_remembers_how_long_a_build_took(tmp_path, monkeypatch):
+    store, clock = Store(tmp_path), iter([10.0, 12.5])
+    assert store.seconds(KEY) is None
+    monkeypatch.setattr("compress.store.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    store.get_or_build(KEY, "x", lambda payload: (payload / "x").write_text("1"))
+    assert store.seconds(KEY) == 2.5
+    entry = tmp_path / "entries" / KEY / "entry.json"
+    record = json.loads(entry.read_text())
+    del record["seconds"]
+    entry.write_text(json.dumps(record))
+    assert store.find(KEY) is not None
+    assert store.seconds(KEY) is None
 
 
 def test_store_keeps_nothing_of_a_failed_build_but_its_checkpoints(tmp_path):

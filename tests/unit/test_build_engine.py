@@ -41,6 +41,13 @@ def variant(kind: str, artifact: Artifact, out_file: Path) -> Path:
     return out_file
 
 
+def test_the_store_key_of_an_engine_has_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.export.trt_build.why_no_cuda", lambda: "no NVIDIA driver is installed")
+    assert Build().settle(BuildConfig()) == {"device": "built without a GPU"}
+    monkeypatch.setattr("compress.export.trt_build.device_name", lambda: "NVIDIA H100")
+    assert Build().settle(BuildConfig()) == {"device": "NVIDIA H100"}
+
+
 @needs_trt
 @pytest.mark.parametrize(
     ("kind", "tf32", "precision"),

@@ -9,6 +9,7 @@ import pytest
 
 from compress.data.config import DataConfig
 from compress.data.digest import rows_digest
+from compress.data.formats import read_table
 from compress.data.sources import load_data, read_rows
 from compress.errors import DataError
 
@@ -67,6 +68,22 @@ def test_sources_never_hold_a_machine_path(files, tmp_path):
     assert data["test"].source == "test.csv"
     assert data["validation"].source == "0.1 of train"
     assert str(tmp_path) not in repr(data)
+
+
+def test_a_hub_id_is_filled_in_and_recorded_unfilled(files, monkeypatch):
+    table = read_table(Path(files["train"]), "train")
+    asked = []
+    monkeypatch.setattr("compress.data.sources.read_hub", lambda *words: asked.append(words) or table)
+    hub = {"hub": "${OWNER}/tickets", "name": "en"}
+    data = load({**files, "train": hub}, expand=lambda text: text.replace("${OWNER}", "acme"))
+    assert asked == [("acme/tickets", "en", "train")]
+    assert data["train"].source == "hub:${OWNER}/tickets/en[train]"
+
+
+def test_unnamed_labels_of_a_model_ask_for_names(files):
+    with pytest.raises(DataError, match="unknown to the model") as caught:
+        load(files, known_labels=["LABEL_0", "LABEL_1"])
+    assert "labels: {LABEL_0: ..." in caught.value.fix
 
 
 def test_carved_splits_are_stratified_removed_and_seeded(files):

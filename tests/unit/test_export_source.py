@@ -14,8 +14,9 @@ from compress.artifact import Artifact
 from compress.errors import ModelError
 from compress.export.golden import golden_onnx
 from compress.export.onnx_clean import write_onnx
-from compress.export.onnx_source import take_in_onnx
+from compress.export.onnx_source import files_read, take_in_onnx
 from compress.export.signature import read_graph, traits_of
+from compress.pipeline.source import _hash_source
 from compress.quantization.fp16 import cast_fp16
 from compress.quantization.int8 import quantize_dynamic
 from compress.tasks.base import task_from
@@ -62,6 +63,30 @@ def test_tokenizer_and_config_may_lie_one_folder_up(source: Path, out: Path) -> 
     inner.mkdir()
     shutil.move(source, inner / "model.onnx")
     assert take_in_onnx(inner / "model.onnx", out, "text-classification")["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_every_file_that_is_read_is_part_of_the_key(source: Path) -> None:
+    """The parent's config.json and tokenizer, and weights in a folder; not what merely lies beside the model."""
+    inner = source.parent / "onnx"
+    (inner / "parts").mkdir(parents=True)
+    model = onnx.load(source)
+    source.unlink()
+    moved = inner / "model.onnx"
+    onnx.save(model, moved, save_as_external_data=True, location="parts/weights.bin", size_threshold=0)
+    first = _hash_source(moved)
+    assert set(first) == {
+        "model.onnx", "parts/weights.bin", "../config.json", "../tokenizer.json", "../tokenizer_config.json",
+    }  # fmt: skip
+    assert len(first) == len(files_read(moved))
+    (inner / "notes.txt").write_text("not read")
+    (source.parent / "artifact.json").write_text("{}")
+    assert _hash_source(moved) == first
+    for name in ("../config.json", "parts/weights.bin", "../tokenizer_config.json"):
+        file = inner / name
+        file.write_bytes(file.read_bytes() + b" ")
+        after = _hash_source(moved)
+        assert {key for key in first if after[key] != first[key]} == {name}
+        first = after
 
 
 def test_without_config_the_width_gives_the_labels(source: Path, out: Path) -> None:

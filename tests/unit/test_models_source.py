@@ -19,7 +19,7 @@ from compress.models.fresh import fresh_classifier, learn_wordpieces
 from compress.models.golden import GOLDEN_TEXTS, golden_torch
 from compress.models.loading import load_torch
 from compress.models.signature import torch_graph
-from compress.models.source import fetch, has_placeholder_labels, label_names, problem_of, take_in
+from compress.models.source import fetch, label_names, problem_of, take_in
 from compress.tasks.base import task_from
 from compress.tasks.text_classification import TextClassification
 
@@ -123,9 +123,7 @@ def test_labels_are_renamed_by_name(folder: Path, out: Path) -> None:
 def test_label_names() -> None:
     config = {"id2label": {"10": "k", "2": "c", "0": "a"}}
     assert label_names(config) == ["a", "c", "k"]
-    assert has_placeholder_labels(label_names({}))
-    assert not has_placeholder_labels(["LABEL_0", "positive"])
-    assert not has_placeholder_labels([])
+    assert label_names({}) == ["LABEL_0", "LABEL_1"]
     with pytest.raises(ModelError, match="does not have"):
         label_names(config, {"b": "x"})
     with pytest.raises(ModelError, match="same name"):

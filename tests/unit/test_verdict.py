@@ -24,16 +24,16 @@ def row(step: str, ratio: float, low: float) -> Row:
 def judge():
     def run(rows: list[Row], verdicts: dict[str, str]):
         outcomes = {
-            step: SimpleNamespace(status="done", gates=[gate(verdict)], parity_reason="", artifact=None)
-            for step, verdict in verdicts.items()
+            step: SimpleNamespace(status="done", gates=[gate(word)] if word else [], parity_reason="", artifact=None)
+            for step, word in verdicts.items()
         }
         state = SimpleNamespace(
             plan=SimpleNamespace(leaves=list(verdicts), reference="model"),
             outcomes=outcomes,
-            recipe=SimpleNamespace(measure=SimpleNamespace(targets=["absent", "t"])),
             artifact=lambda step: None,
         )
-        return choose(state, SimpleNamespace(split="test"), rows)
+        targets = [SimpleNamespace(name="absent"), SimpleNamespace(name="t")]
+        return choose(state, SimpleNamespace(split="test", targets=targets), rows)
 
     return run
 
@@ -60,6 +60,24 @@ def test_nothing_slower_or_equal_is_recommended(judge):
     verdict = judge([row("a", 1.01, 0.97)], {"a": "pass"})
     assert verdict.step is None
     assert verdict.headline.startswith("Keep the uncompressed model")
+
+
+def test_a_proven_gate_of_something_slow_does_not_hide_what_is_faster(judge):
+    verdict = judge([row("fp16", 0.97, 0.95), row("int8", 2.8, 2.6)], {"fp16": "pass", "int8": "unresolved"})
+    assert verdict.step == "int8"
+    assert "No gate is resolved" in verdict.reasons[0]
+
+
+def test_no_gate_is_not_a_proof(judge):
+    verdict = judge([row("free", 9.0, 8.0), row("sure", 2.0, 1.9)], {"free": "", "sure": "pass"})
+    assert verdict.step == "sure"
+    alone = judge([row("free", 9.0, 8.0)], {"free": ""})
+    assert "no gate was declared" in alone.reasons[0]
+
+
+def test_without_a_baseline_there_is_no_verdict(judge):
+    bare = row("a", 2.0, 1.9).model_copy(update={"speedups": {}})
+    assert judge([bare], {"a": "pass"}).headline.startswith("No verdict")
 
 
 def test_nothing_measured(judge):
