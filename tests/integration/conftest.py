@@ -62,8 +62,15 @@ class Lab:
         return sorted(path.parent for path in (self.home / "entries").glob("*/payload/artifact.json"))
 
     def taken_in(self) -> Path:
-        """The artifact of the laboratory's model."""
-        return next(path for path in self.stored() if '"name": "model"' in (path / "artifact.json").read_text())
+        """The artifact of the laboratory's model, among those of other models that a test took in."""
+        manifests = {path: json.loads((path / "artifact.json").read_text(encoding="utf-8")) for path in self.stored()}
+        return next(
+            path
+            for path, manifest in manifests.items()
+            if manifest["made_by"]["name"] == "model"
+            and manifest["kind"] == "torch"
+            and manifest["task"]["labels"] == list(LABELS)
+        )
 
     @property
     def environment(self) -> dict[str, str]:
