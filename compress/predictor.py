@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.artifact import Artifact, open_artifact
 from compress.errors import DataError, IntegrityError, MissingCapabilityError
-from compress.runtimes.base import Session, runtimes
+from compress.runtimes.base import RUNTIME_OF, Session, runtimes
 from compress.runtimes.target import Target
 from compress.tasks.base import Task, task_from
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
-
-_RUNTIMES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
 def load(
@@ -47,7 +45,7 @@ def load(
         MissingCapabilityError: the runtime is not installed, or its device is not here.
     """
     artifact = open_artifact(folder, verify=check)
-    name = runtime or _RUNTIMES.get(artifact.kind, artifact.kind)
+    name = runtime or RUNTIME_OF.get(artifact.kind, artifact.kind)
     opener = runtimes.get(name)()
     place = device or ("cuda" if name == "tensorrt" else "cpu")
     target = Target.model_validate({"name": "predictor", "runtime": name, "device": place, "threads": threads})

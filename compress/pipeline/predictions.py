@@ -14,12 +14,10 @@ from compress.data.encoded import Encoded
 from compress.data.splits import TaskData
 from compress.passes.base import Progress, library_versions
 from compress.recipe import RunConfig
-from compress.runtimes.base import runtimes
+from compress.runtimes.base import RUNTIME_OF, runtimes
 from compress.runtimes.target import Target
 from compress.store import Store
 from compress.tasks.base import Task
-
-_RUNTIME_OF = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
 class Prediction(NamedTuple):
@@ -46,7 +44,7 @@ class Predictions:
         return self._known[artifact.digest]
 
     def _predict(self, artifact: Artifact, task: Task, data: TaskData) -> Prediction:
-        runtime = _RUNTIME_OF.get(artifact.kind)
+        runtime = RUNTIME_OF.get(artifact.kind)
         if runtime is None:
             return Prediction(None, None, f"no runtime here opens a {artifact.kind} artifact")
         device = self._run.device if runtime == "torch" else "cuda" if runtime == "tensorrt" else "cpu"

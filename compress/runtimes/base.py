@@ -92,3 +92,11 @@ runtimes.register("torch", "compress.runtimes.torch:TorchRuntime")
 runtimes.register("onnxruntime", "compress.runtimes.onnxruntime:OnnxRuntime")
 runtimes.register("openvino", "compress.runtimes.openvino:OpenvinoRuntime")
 runtimes.register("tensorrt", "compress.runtimes.tensorrt:TensorrtRuntime")
+
+RUNTIME_OF: Mapping[str, str] = {
+    "torch": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+"""Kind of an artifact -> the runtime that opens it unless another is asked for."""
