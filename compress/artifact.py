@@ -48,12 +48,12 @@ class FileRecord(_Frozen):
 
 
 class Golden(_Frozen):
-    """Inputs of built-in text and the outputs that the artifact gave for them when it was made.
+    """Inputs of built-in examples and the outputs that the artifact gave for them when it was made.
 
-    ``inputs``: name -> (batch, sequence) integers. ``outputs``: name -> (batch, ...) floats.
+    ``inputs``: name -> (batch, sequence) integers or (batch, channels, height, width) floats. ``outputs``: name -> (batch, ...) floats.
     """
 
-    inputs: dict[str, list[list[int]]]
+    inputs: dict[str, list[Any]]
     outputs: dict[str, list[Any]]
 
 
@@ -74,7 +74,7 @@ class Manifest(_Frozen):
     files: dict[str, FileRecord]
     digest: str
     parameters: int | None = Field(None, description="stored weights, elements")
-    macs: int | None = Field(None, description="multiply-accumulates of one 128-token input")
+    macs: int | None = Field(None, description="multiply-accumulates of one 128-token input or one image")
     parents: dict[str, str] = Field(default_factory=dict, description="role -> digest")
     made_by: PassRecord
     versions: dict[str, str] = Field(default_factory=dict)

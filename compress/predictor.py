@@ -1,4 +1,4 @@
-"""Open an artifact of any kind and ask it about text: ``compress.load(folder)("some text")``."""
+"""Open an artifact of any kind and ask it: ``compress.load(folder)("some text")``, or about an image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 
 from compress.artifact import Artifact, open_artifact
+from compress.data.pictures import IMAGE, read_picture
 from compress.errors import DataError, IntegrityError, MissingCapabilityError
 from compress.runtimes.base import RUNTIME_OF, Session, runtimes
 from compress.runtimes.target import Target
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Text = str | tuple[str, str]
-"""A text, or a pair of texts."""
+"""A text, or a pair of texts; for an image model the path of an image."""
 
 
 def load(
@@ -75,7 +76,7 @@ def load_model(folder: Path | str) -> PreTrainedModel:
 
 
 class Predictor:
-    """An opened artifact with its tokenizer, labels and decoding."""
+    """An opened artifact with its tokenizer or preprocessor, labels and decoding."""
 
     def __init__(self, artifact: Artifact, task: Task, session: Session) -> None:
         self.artifact = artifact
@@ -83,22 +84,27 @@ class Predictor:
         self._session = session
 
     @overload
-    def __call__(self, texts: Text, *, batch_size: int = 1) -> dict[str, Any]: ...
+    def __call__(self, texts: Text | Path | np.ndarray, *, batch_size: int = 1) -> dict[str, Any]: ...
     @overload
-    def __call__(self, texts: list[Text] | list[str], *, batch_size: int = 1) -> list[dict[str, Any]]: ...
+    def __call__(
+        self, texts: list[Text] | list[str] | list[Path] | list[np.ndarray], *, batch_size: int = 1
+    ) -> list[dict[str, Any]]: ...
     def __call__(self, texts: Any, *, batch_size: int = 1) -> dict[str, Any] | list[dict[str, Any]]:
-        """Answer for one text (or pair), or for a list: ``{"label": ..., "score": ...}`` each."""
+        """Answer for one example, or for a list: ``{"label": ..., "score": ...}`` each.
+
+        An example is a text, a pair of texts, or, for an image model, a path or (height, width, channels) uint8.
+        """
         many = isinstance(texts, list)
         answers = self.task.predictions(self.logits(texts if many else [texts], batch_size=batch_size))
         return answers if many else answers[0]
 
-    def logits(self, texts: Sequence[Text], *, batch_size: int = 1) -> np.ndarray:
+    def logits(self, texts: Sequence[Any], *, batch_size: int = 1) -> np.ndarray:
         """Return raw outputs, (texts, labels) float32.
 
         Raises:
-            DataError: something in ``texts`` is neither a string nor a pair of strings.
+            DataError: something in ``texts`` is not an example of this task.
         """
-        rows = [_row(text) for text in texts]
+        rows = [self._row(text) for text in texts]
         if not rows:
             return np.zeros((0, max(len(self.task.labels), 1)), dtype=np.float32)
         encoded = self.task.encode(self.artifact.path, rows)
@@ -117,7 +123,8 @@ class Predictor:
         golden = self.artifact.manifest.golden
         if golden is None:
             return
-        batch = {name: np.array(rows, dtype=np.int64) for name, rows in golden.inputs.items()}
+        dtypes = {spec.name: spec.dtype for graph in self.artifact.manifest.graphs.values() for spec in graph.inputs}
+        batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in golden.inputs.items()}
         wanted = np.array(golden.outputs["logits"], dtype=np.float64)
         found = self._run_one_by_one(batch) if "int8" in self.artifact.traits else self._session.run(batch)["logits"]
         gap, size = np.abs(found - wanted).max(), max(1.0, np.abs(wanted).max())
@@ -146,14 +153,21 @@ class Predictor:
     def _run_one_by_one(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """Dynamic INT8 scales depend on what else is in the batch and on padding: run rows at their real length."""
         outputs = []
-        for i, mask in enumerate(batch["attention_mask"]):
-            length = int(mask.sum())
-            row = {name: array[i : i + 1, :length] for name, array in batch.items()}
+        mask = batch.get("attention_mask")
+        for i in range(len(next(iter(batch.values())))):
+            row = {name: array[i : i + 1] for name, array in batch.items()}
+            if mask is not None:
+                row = {name: array[:, : int(mask[i].sum())] for name, array in row.items()}
             outputs.append(self._session.run(row)["logits"])
         return np.concatenate(outputs)
 
+    def _row(self, example: Any) -> dict[str, Any]:
+        if self.task.columns[0] == IMAGE:
+            return {IMAGE: read_picture(example, None, "an image given to the predictor")}
+        return _text_row(example)
 
-def _row(text: Any) -> dict[str, Any]:
+
+def _text_row(text: Any) -> dict[str, Any]:
     if isinstance(text, str):
         return {"text": text}
     if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):

@@ -10,6 +10,7 @@ import pytest
 
 from compress.artifact import Artifact, Graph, PassRecord, TensorSpec, create_artifact
 from compress.data.encoded import Encoded
+from compress.tasks.image_classification import ImageClassification
 from compress.tasks.text_classification import TextClassification
 
 VOCABULARY = 50
@@ -120,6 +121,54 @@ def tiny_exported(
         return made[family, pruned]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return ``build(family="resnet")``: a folder with a random image classifier and its preprocessor.
+
+    Families: resnet (stem 16, stages of 16 and 24 channels, 16 x 16 grey pixels), vit (2 layers, hidden 32, 4
+    heads, 64 neurons, 8 x 8 grey pixels in patches of 2). 3 labels. BatchNorms have random statistics and scales.
+    """
+    made: dict[str, Path] = {}
+
+    def build(family: str = "resnet") -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            _write_images(made[family], family)
+        return made[family]
+
+    return build
+
+
+def image_task() -> ImageClassification:
+    return ImageClassification(("bad", "fine", "good"))
+
+
+def _write_images(folder: Path, family: str) -> None:
+    import torch
+
+    from compress.models.fresh_images import fresh_resnet, fresh_vit
+    from compress.models.loading import load_torch, save_torch
+
+    torch.set_num_threads(1)
+    if family == "vit":
+        sizes = {"patch_size": 2, "layers": 2, "hidden": 32, "heads": 4, "intermediate": 64}
+        fresh_vit(image_task(), folder, image_size=8, num_channels=1, seed=0, **sizes)
+    else:
+        fresh_resnet(
+            image_task(), folder, image_size=16, num_channels=1, stem=16, widths=(16, 24), depths=(1, 2), seed=0
+        )
+    model = load_torch(folder, image_task())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+    save_torch(model, folder, tokenizer_from=folder)
 
 
 def tiny_task() -> TextClassification:

@@ -35,7 +35,7 @@ class Commands:
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
-        self._batches: dict[int, dict[str, np.ndarray]] = {}
+        self._batches: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
 
     def handle(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run ``job["op"]`` with the job's other fields as arguments."""
@@ -62,29 +62,31 @@ class Commands:
         version = getattr(sys.modules.get(runtime.package), "__version__", "")
         return {"import_rss_bytes": import_rss, "load_ms": load_ms, "runtime_version": version}
 
-    def do_warmup(self, indices: Sequence[int], seconds: float) -> dict[str, Any]:
+    def do_warmup(self, indices: Sequence[int], seconds: float, batch: int = 1) -> dict[str, Any]:
         """Run every input once, then the first few until their window medians agree or the cap is reached.
 
         Some runtimes prepare kernels or memory for each new length: no timed round may be the first to see one.
         """
-        window = list(indices[:WINDOW])
-        self._prepare(indices)
-        first_ms = self._time(indices[0])
-        for index in indices:
-            self._time(index)
+        feeds = self._prepare(indices, batch)
+        window = feeds[:WINDOW]
+        first_ms = self._time(feeds[0])
+        for feed in feeds:
+            self._time(feed)
         start, medians = self._clock(), list[float]()
         while True:
-            medians.append(statistics.median(self._time(index) for index in window))
+            medians.append(statistics.median(self._time(feed) for feed in window))
             passed = (self._clock() - start) / 1e9
             if passed >= seconds and _settled(medians[-3:]):
                 return {"first_ms": first_ms, "settled": True}
             if passed >= seconds * WARMUP_CAP and len(medians) >= 3:
                 return {"first_ms": first_ms, "settled": False}
 
-    def do_round(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Time the sequence, one example at a time at its real length: host arrays in, host arrays out."""
-        self._prepare(indices)
-        return {"ms": [self._time(index) for index in indices]}
+    def do_round(self, indices: Sequence[int], batch: int = 1) -> dict[str, Any]:
+        """Time the sequence, one example at a time at its real length: host arrays in, host arrays out.
+
+        With ``batch`` that many neighbours of the sequence run together, padded to the longest of them.
+        """
+        return {"ms": [self._time(feed) for feed in self._prepare(indices, batch)]}
 
     def do_throughput(self, indices: Sequence[int], batch: int, seconds: float) -> dict[str, Any]:
         """Run whole passes over padded batches of similar lengths until ``seconds`` are used up."""
@@ -115,14 +117,16 @@ class Commands:
     def do_placement(self) -> dict[str, Any]:
         return {"placement": self._session.placement()}
 
-    def _prepare(self, indices: Sequence[int]) -> None:
-        """Build the arrays of inputs that have none yet, so that no clock ever covers it."""
-        for index in indices:
-            if index not in self._batches:
-                self._batches[index] = self._encoded.batch([index])
+    def _prepare(self, indices: Sequence[int], batch: int) -> list[dict[str, np.ndarray]]:
+        """Return the arrays of a sequence, built where there are none yet, so that no clock ever covers it."""
+        groups = [tuple(indices[i : i + batch]) for i in range(0, len(indices), batch)]
+        for group in groups:
+            if group not in self._batches:
+                self._batches[group] = self._encoded.batch(group)
+        return [self._batches[group] for group in groups]
 
-    def _time(self, index: int) -> float:
-        feed, run, clock = self._batches[index], self._session.run, self._clock
+    def _time(self, feed: dict[str, np.ndarray]) -> float:
+        run, clock = self._session.run, self._clock
         start = clock()
         run(feed)
         return (clock() - start) / 1e6

@@ -32,7 +32,7 @@ class Measurement(BaseModel):
     threads: int
     pinned_cores: list[int] = Field(default_factory=list, description="empty if the process was not pinned")
     samples_ms: list[list[list[float]]] = Field(
-        default_factory=list, description="[launch][round][input], one example at a time, model only"
+        default_factory=list, description="[launch][round][input], one example (or one batch) at a time, model only"
     )
     input_indices: list[int] = Field(default_factory=list, description="examples of the timed sequence")
     input_tokens: list[int] = Field(default_factory=list, description="their lengths")

@@ -38,8 +38,8 @@ class Emit(Protocol):
     def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None: ...
 
 
-def _silent(message: str, done: int | None = None, total: int | None = None) -> None:
-    pass
+def silent(message: str, done: int | None = None, total: int | None = None) -> None:
+    """Take progress and say nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ def measure(
     *,
     settings: MeasureSettings,
     work: Path,
-    emit: Emit = _silent,
+    emit: Emit = silent,
     seed: int = 0,
+    latency_only: bool = False,
+    batch_size: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Measurement]:
     """Measure subjects side by side, group by group.
@@ -75,6 +77,9 @@ def measure(
         work: existing folder for intermediate files; they are removed.
         emit: progress sink.
         seed: draws the timed sequence.
+        latency_only: leave out memory, predictions, throughput and placement.
+        batch_size: examples that run together; a latency sample is then that of one batch, and the sequence is
+            cut into batches in the order in which it was drawn.
         clock: seconds, for the time budget of the rounds.
 
     Returns:
@@ -97,19 +102,25 @@ def measure(
             groups.setdefault((lane.target.device, thread_count(lane.target)), []).append(lane)
     for group in groups.values():
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            _measure_group(group, sequence, settings, Path(folder), emit=emit, clock=clock)
+            plan = _Plan(sequence, settings, latency_only, batch_size)
+            _measure_group(group, plan, Path(folder), emit=emit, clock=clock)
     return [lane.measurement(sequence) for lane in lanes]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is run on every subject of a group."""
+
+    sequence: list[int]
+    settings: MeasureSettings
+    latency_only: bool
+    batch_size: int
+
+
 def _measure_group(
-    lanes: Sequence[_Lane],
-    sequence: Sequence[int],
-    settings: MeasureSettings,
-    folder: Path,
-    *,
-    emit: Emit,
-    clock: Callable[[], float],
+    lanes: Sequence[_Lane], plan: _Plan, folder: Path, *, emit: Emit, clock: Callable[[], float]
 ) -> None:
+    settings = plan.settings
     busy = busy_warnings(pinned_cores(lanes[0].target))
     for lane in lanes:
         lane.warnings += busy
@@ -118,10 +129,11 @@ def _measure_group(
         with ExitStack() as stack:
             for number, lane in enumerate(lanes):
                 emit("measuring: opening artifacts", number + 1, len(lanes))
-                lane.launch(stack, files[id(lane.subject.encoded)], sequence, settings.warmup_seconds)
-            _run_rounds(lanes, sequence, settings, emit=emit, clock=clock)
-            for number, lane in enumerate(lanes if launch == settings.launches - 1 else ()):
-                lane.finish(sequence, settings, folder / "outputs.npy")
+                lane.launch(stack, files[id(lane.subject.encoded)], plan)
+            _run_rounds(lanes, plan, emit=emit, clock=clock)
+            last = launch == settings.launches - 1 and not plan.latency_only
+            for number, lane in enumerate(lanes if last else ()):
+                lane.finish(plan.sequence, settings, folder / "outputs.npy")
                 emit("measuring: memory, predictions, throughput", number + 1, len(lanes))
 
 
@@ -192,7 +204,7 @@ class _Lane:
             self._end(error)
             return None
 
-    def launch(self, stack: ExitStack, encoded: Path, sequence: Sequence[int], warmup_seconds: float) -> None:
+    def launch(self, stack: ExitStack, encoded: Path, plan: _Plan) -> None:
         """Start a fresh child, open the artifact and warm up; a subject that failed before is left alone."""
         if "status" in self.facts:
             return
@@ -203,7 +215,8 @@ class _Lane:
         except ChildError as error:
             self._end(error)
             return
-        warm = self.ask("warmup", indices=list(sequence), seconds=warmup_seconds)
+        job = {"indices": plan.sequence, "batch": plan.batch_size}
+        warm = self.ask("warmup", **job, seconds=plan.settings.warmup_seconds)
         if not self.samples:
             self.facts |= opened
             self.facts["first_ms"] = warm and warm["first_ms"]
@@ -211,8 +224,8 @@ class _Lane:
         if warm and not warm["settled"]:
             self.warnings.append(f"launch {len(self.samples)}: latency had not settled when warm-up ended")
 
-    def round(self, sequence: Sequence[int]) -> None:
-        answer = self.ask("round", indices=list(sequence))
+    def round(self, plan: _Plan) -> None:
+        answer = self.ask("round", indices=plan.sequence, batch=plan.batch_size)
         if answer:
             self.samples[-1].append(answer["ms"])
 
@@ -296,15 +309,9 @@ def _save_encoded(lanes: Sequence[_Lane], folder: Path) -> dict[int, Path]:
     return files
 
 
-def _run_rounds(
-    lanes: Sequence[_Lane],
-    sequence: Sequence[int],
-    settings: MeasureSettings,
-    *,
-    emit: Emit,
-    clock: Callable[[], float],
-) -> None:
+def _run_rounds(lanes: Sequence[_Lane], plan: _Plan, *, emit: Emit, clock: Callable[[], float]) -> None:
     """Interleave the rounds of one launch; who goes first rotates."""
+    settings = plan.settings
     start, budget = clock(), settings.seconds / settings.launches
     for number in range(settings.rounds):
         if number >= MINIMUM_ROUNDS and clock() - start >= budget:
@@ -313,5 +320,5 @@ def _run_rounds(
             return
         shift = number % len(lanes)
         for lane in (*lanes[shift:], *lanes[:shift]):
-            lane.round(sequence)
+            lane.round(plan)
         emit("measuring: timing rounds", number + 1, settings.rounds)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from compress.data.builtin import MAX_ROWS, MIN_ROWS
+from compress.data.builtin.digits import NAME as DIGITS
+from compress.data.builtin.digits import ROWS
 
 OverlapMode = Literal["error", "drop_from_train", "allow"]
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -19,7 +21,10 @@ class _Section(BaseModel):
 class Source(_Section):
     """Where one split comes from: exactly one of ``path``, ``hub`` and ``from``. A plain string is a ``path``."""
 
-    path: str | None = Field(None, description="A .csv, .tsv, .jsonl or .parquet file, or a saved `datasets` folder.")
+    path: str | None = Field(
+        None,
+        description="A .csv, .tsv, .jsonl or .parquet file, a saved `datasets` folder, or images by class.",
+    )
     hub: str | None = Field(None, description="Id of a data set on the Hugging Face hub.")
     from_: Literal["train"] | None = Field(None, alias="from", description="Carve the split out of train.")
     name: str | None = Field(None, description="Configuration of the hub data set (`sst2` of `nyu-mll/glue`).")
@@ -63,11 +68,24 @@ class Calibration(_Section):
 
 
 class Builtin(_Section):
-    """The generated data set that needs no file and no network."""
+    """A data set that needs no file and no network."""
 
-    name: Literal["support-tickets"] = Field("support-tickets", description="Which built-in set.")
-    rows: int = Field(6000, ge=MIN_ROWS, le=MAX_ROWS, description="Rows in all three splits together.")
-    seed: int = Field(0, description="Seed of the generator.")
+    name: Literal["support-tickets", "digits"] = Field(
+        "support-tickets", description="Generated texts (support-tickets), or 1,797 scanned images (digits)."
+    )
+    rows: int = Field(
+        default_factory=lambda values: ROWS if values.get("name") == DIGITS else 6000,
+        ge=MIN_ROWS,
+        le=MAX_ROWS,
+        description="Rows in all three splits together; default: 6000 texts, or every image.",
+    )
+    seed: int = Field(0, description="Seed of the generator, or of the split of the images.")
+
+    @model_validator(mode="after")
+    def _has_the_rows(self) -> Builtin:
+        if self.name == DIGITS and self.rows > ROWS:
+            raise ValueError(f"digits has {ROWS} rows")
+        return self
 
 
 class DataConfig(_Section):

@@ -8,13 +8,15 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from compress.data.pictures import Picture
 from compress.data.splits import Row
 
 
 def rows_digest(rows: Iterable[Row]) -> str:
     """Return the sha256 over the rows in order.
 
-    Each row is one line of JSON: columns sorted, absent values left out, strings in NFC and stripped.
+    Each row is one line of JSON: columns sorted, absent values left out, strings in NFC and stripped, images
+    by their own digest.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -27,6 +29,8 @@ def rows_digest(rows: Iterable[Row]) -> str:
 def _normalise(value: Any) -> Any:
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip()
+    if isinstance(value, Picture):
+        return value.digest
     if isinstance(value, list | tuple):
         return [_normalise(item) for item in value]
     return value

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ class Table:
         columns: column names.
         rows: one dict per row, with every column that the row has.
         numbers: line (text formats) or row number of each row, counted from 1.
-        unit: "line" or "row".
+        unit: "line", "row" or "image".
+        folder: where relative paths in its cells start; None where it is no file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Table:
     rows: Sequence[dict[str, Any]]
     numbers: Sequence[int]
     unit: str
+    folder: Path | None = None
 
     def place(self, index: int) -> str:
         """Say where row ``index`` stands, for an error."""
@@ -62,11 +64,11 @@ def read_table(path: Path, split: str) -> Table:
         )
     suffix = path.suffix.lower()
     if suffix in DELIMITERS:
-        return _read_delimited(path, DELIMITERS[suffix])
+        return replace(_read_delimited(path, DELIMITERS[suffix]), folder=path.parent)
     if suffix == ".jsonl":
-        return _read_jsonl(path)
+        return replace(_read_jsonl(path), folder=path.parent)
     if suffix == ".parquet":
-        return _read_parquet(path)
+        return replace(_read_parquet(path), folder=path.parent)
     raise DataError(
         f"Files that end in {suffix!r} cannot be read." if suffix else "A data file needs an extension.",
         value=path.name,

@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from compress.data.pictures import Picture
 from compress.data.splits import Overlap, Row
 from compress.errors import DataError
 
@@ -70,8 +71,9 @@ def resolve_overlaps(
 
 
 def row_key(row: Row, text_columns: Sequence[str]) -> str:
-    """Return the content key of a row whose text stands in ``text_columns``."""
-    return content_key(*(row.get(name) for name in text_columns))
+    """Return the content key of a row whose texts or images stand in ``text_columns``."""
+    cells = (row.get(name) for name in text_columns)
+    return content_key(*(cell.digest if isinstance(cell, Picture) else cell for cell in cells))
 
 
 def _action(first: str, count: int, mode: str) -> str:

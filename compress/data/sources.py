@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from compress.data.builtin import generate
+from compress.data.builtin import digits, generate
+from compress.data.builtin.digits import NAME as DIGITS
 from compress.data.calibration import calibration_rows, stratified_indices, stratum
 from compress.data.config import DEFAULT_SAMPLES, DataConfig, Problem, Source
 from compress.data.digest import rows_digest
 from compress.data.formats import Table, read_hub, read_table
+from compress.data.image_folder import is_image_folder, read_image_folder
 from compress.data.labels import check_labels, collect_labels, parse_label
 from compress.data.overlap import HELD_OUT, resolve_overlaps, row_key
+from compress.data.pictures import IMAGE, Picture, read_picture
 from compress.data.splits import Row, Split, TaskData
 from compress.errors import DataError, did_you_mean
 
@@ -34,7 +37,7 @@ def load_data(
     Args:
         config: the ``data:`` section.
         expand: fills in ``${NAME}`` in a path or a hub id; what it returns is opened and never recorded.
-        text_columns: the task's text columns; the first is required, others may be absent from a file.
+        text_columns: the task's columns of text or images; the first is required, others may be absent from a file.
         problem: how labels are read.
         known_labels: the model's label names in id order; labels of the data are matched with them by name.
 
@@ -64,7 +67,7 @@ def load_data(
         splits={name: Split(name, members, rows_digest(members), sources[name]) for name, members in rows.items()},
         labels=labels,
         overlaps=overlaps,
-        synthetic=config.builtin is not None,
+        synthetic=config.builtin is not None and config.builtin.name != DIGITS,
         notes={
             "rows": {name: len(members) for name, members in rows.items()},
             "calibration_asked": asked,
@@ -85,7 +88,8 @@ def read_rows(
     Raises:
         DataError: the file cannot be read, is empty, or holds a row without text or with a bad label.
     """
-    table = read_table(path, "test")
+    images = text_columns[0] == IMAGE and is_image_folder(path)
+    table = read_image_folder(path, "test") if images else read_table(path, "test")
     config = DataConfig(test=Source(path=path.name), label_separator=label_separator)
     rows = _task_rows(table, config, text_columns, problem, labelled="label" in table.columns)
     _refuse_empty("test", rows, table.name)
@@ -104,7 +108,7 @@ def _read_all(
         source: Source | None = getattr(config, name)
         if source is None or source.from_ is not None:
             continue
-        table = _open(source, name, expand)
+        table = _open(source, name, expand, text_columns[0] == IMAGE)
         rows[name] = _task_rows(table, config, text_columns, problem, labelled=name != "transfer")
         sources[name] = describe(source, name)
         _refuse_empty(name, rows[name], sources[name])
@@ -149,18 +153,26 @@ def _built_in(
             value=f"problem: {problem}",
             fix="Use problem: single_label, or data of your own.",
         )
+    make, column = (digits, IMAGE) if builtin.name == DIGITS else (generate, "text")
+    if text_columns[0] != column:
+        raise DataError(
+            "The built-in data set is not for this task.",
+            value=f"{builtin.name} has a column {column!r}; the task reads {text_columns[0]!r}",
+            fix="Use `builtin: {name: digits}` for images, `{name: support-tickets}` for texts.",
+        )
     rows: dict[str, list[Row]] = {}
-    for name, members in generate(builtin.rows, builtin.seed).items():
+    for name, members in make(builtin.rows, builtin.seed).items():
         rows[name] = [dict.fromkeys(text_columns) | dict(row) for row in members]
     source = f"builtin:{builtin.name}, {builtin.rows} rows, seed {builtin.seed}"
     return rows, dict.fromkeys(rows, source)
 
 
-def _open(source: Source, split: str, expand: Expand) -> Table:
+def _open(source: Source, split: str, expand: Expand, images: bool) -> Table:
     wanted = source.split or split
     if source.hub is not None:
         return read_hub(str(expand(source.hub)), source.name, wanted)
-    return read_table(Path(expand(str(source.path))), wanted)
+    path = Path(expand(str(source.path)))
+    return read_image_folder(path, wanted) if images and is_image_folder(path) else read_table(path, wanted)
 
 
 def _task_rows(
@@ -179,9 +191,12 @@ def _task_rows(
             )
     rows: list[Row] = []
     for index, cells in enumerate(table.rows):
-        row: dict[str, Any] = {role: _text(cells.get(names[role]), table, index, role) for role in text_columns}
+        row: dict[str, Any] = {role: _cell(cells.get(names[role]), table, index, role) for role in text_columns}
         if row[text_columns[0]] is None:
-            raise DataError("A row has no text.", value=table.place(index), fix="Write the text or remove the row.")
+            kind = "image" if text_columns[0] == IMAGE else "text"
+            raise DataError(
+                f"A row has no {kind}.", value=table.place(index), fix=f"Write the {kind} or remove the row."
+            )
         if labelled:
             place = table.place(index)
             row["label"] = parse_label(cells.get(names["label"]), problem, config.label_separator, place)
@@ -189,7 +204,9 @@ def _task_rows(
     return rows
 
 
-def _text(value: Any, table: Table, index: int, role: str) -> str | None:
+def _cell(value: Any, table: Table, index: int, role: str) -> str | Picture | None:
+    if role == IMAGE:
+        return read_picture(value, table.folder, table.place(index))
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):

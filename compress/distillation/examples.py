@@ -1,4 +1,4 @@
-"""Examples as a torch data set: token ids at their real lengths, targets, and what a teacher said of them."""
+"""Examples as a torch data set: inputs at their real lengths, targets, and what a teacher said of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from compress.data.encoded import Encoded
 from compress.distillation.teacher import TeacherOutputs
 
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 TARGETS = "targets"
 LABELLED = "labelled"
 
@@ -20,7 +20,7 @@ class Examples(Dataset[dict[str, np.ndarray]]):  # type: ignore[misc]
     """Encoded examples with targets, and optionally with a teacher's outputs.
 
     Args:
-        encoded: token ids; ``targets`` of labelled examples come first.
+        encoded: token ids or arrays of one shape, with ``targets``.
         unlabelled: further examples whose targets are unknown.
         teacher: outputs for the labelled, then the unlabelled examples.
     """
@@ -57,12 +57,12 @@ class Examples(Dataset[dict[str, np.ndarray]]):  # type: ignore[misc]
         Returns:
             Token inputs and token-wise teacher outputs: (batch, longest[, width]); the rest: (batch, ...).
         """
-        longest = max(len(item[TOKEN_INPUTS[0]]) for item in items)
+        along_tokens = {*self.padding, *(self.teacher.tokens if self.teacher is not None else ())}
         out = {}
         for name in items[0]:
             arrays = [item[name] for item in items]
-            along_tokens = name in self.padding or (self.teacher is not None and name in self.teacher.tokens)
-            if along_tokens:
+            if name in along_tokens:
+                longest = max(map(len, arrays))
                 arrays = [_pad(array, longest, self.padding.get(name, 0)) for array in arrays]
             out[name] = torch.from_numpy(np.stack(arrays))
         return out
@@ -71,12 +71,12 @@ class Examples(Dataset[dict[str, np.ndarray]]):  # type: ignore[misc]
 def join(first: Encoded, second: Encoded) -> Encoded:
     """Return the examples of both, without targets."""
     inputs = {name: [*rows, *second.inputs[name]] for name, rows in first.inputs.items()}
-    return Encoded(inputs, first.padding)
+    return Encoded(inputs, first.padding, tokens=first.tokens)
 
 
-def token_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what the model itself takes of a batch."""
-    return {name: batch[name] for name in TOKEN_INPUTS if name in batch}
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 def _pad(array: np.ndarray, length: int, value: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from compress.data.encoded import Encoded
-from compress.models.families import encoder_layers
+from compress.errors import UsageError
+from compress.models.families import EncoderLayer, encoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,8 @@ class Internals:
     Attributes:
         logits: (batch, labels) float32.
         hidden: for each layer asked for, its output: (batch, tokens, hidden).
-        relations: last layer's queries, keys, values side by side: (batch, tokens, 3 * heads * head_size);
-            None when not asked for.
+        relations: queries, keys, values of the last layer that has attention, side by side:
+            (batch, tokens, 3 * heads * head_size); None when not asked for.
     """
 
     logits: torch.Tensor
@@ -41,16 +42,18 @@ def read_internals(
         model: encoder with a head.
         inputs: token inputs, (batch, tokens) int64 each.
         layers: encoder layers whose outputs are wanted, from 0.
-        relations: whether the last layer's projections are wanted.
+        relations: whether the projections of the last layer with attention are wanted.
+
+    Raises:
+        UsageError: relations are asked for and no layer has attention.
     """
     seen: list[torch.Tensor] = []
 
     def keep(module: Any, arguments: Any, output: torch.Tensor) -> None:
         seen.append(output)
 
-    last = encoder_layers(model)[-1]
-    projections = (last.query, last.key, last.value) if relations else ()
-    hooks = [linear.register_forward_hook(keep) for linear in projections]
+    last = last_attention(model) if relations else None
+    hooks = [linear.register_forward_hook(keep) for linear in ((last.query, last.key, last.value) if last else ())]
     try:
         outputs = model(**inputs, output_hidden_states=bool(layers))
     finally:
@@ -58,6 +61,22 @@ def read_internals(
             hook.remove()
     hidden = tuple(outputs.hidden_states[layer + 1] for layer in layers)
     return Internals(outputs.logits, hidden, torch.cat(seen, dim=-1) if relations else None)
+
+
+def last_attention(model: PreTrainedModel) -> EncoderLayer:
+    """Return the last encoder layer whose attention has not been removed.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for layer in reversed(encoder_layers(model)):
+        if layer.heads:
+            return layer
+    raise UsageError(
+        "Relations compare queries, keys and values, and no layer of the model has attention left.",
+        value=f"{len(encoder_layers(model))} layers, 0 heads",
+        fix="Leave them out: `weights: {relations: 0}`.",
+    )
 
 
 def predict(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64) -> np.ndarray:

@@ -42,19 +42,19 @@ def task_loss(
 
 
 def hidden_loss(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the token-wise mean squared error of hidden states (ZipLM, arXiv:2302.04089, section 3.3).
 
     Args:
         student: for each compared layer (batch, tokens, hidden), mapped to the teacher's width.
         teacher: the same shapes.
-        attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+        attention_mask: (batch, tokens), 1 for tokens and 0 for padding; None: there is no padding.
 
     Returns:
         The mean over layers, real tokens and features.
     """
-    mask = attention_mask.unsqueeze(-1).to(torch.float32)
+    mask = _real(attention_mask, student[0]).unsqueeze(-1)
     tokens = mask.sum()
     terms = [
         ((s - t.to(s.dtype)).square() * mask).sum() / (tokens * s.shape[-1])
@@ -64,7 +64,7 @@ def hidden_loss(
 
 
 def relation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, heads: int
+    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor | None, heads: int
 ) -> torch.Tensor:
     """Return the self-attention relation loss of MiniLMv2 (Wang et al. 2021, arXiv:2012.15828, eq. 5-7).
 
@@ -75,10 +75,10 @@ def relation_loss(
 
     Args:
         student, teacher: (batch, tokens, 3 * width) each, Q, K and V side by side; widths may differ.
-        attention_mask: (batch, tokens).
+        attention_mask: (batch, tokens); None: there is no padding.
         heads: relation heads; divides both widths.
     """
-    real = attention_mask.to(torch.float32)
+    real = _real(attention_mask, student)
     total = student.new_zeros(())
     for s, t in zip(student.chunk(3, dim=-1), teacher.chunk(3, dim=-1), strict=True):
         log_s, log_t = _relations(s, real, heads), _relations(t.to(s.dtype), real, heads)
@@ -100,6 +100,11 @@ def uniform_layers(student: int, teacher: int) -> tuple[int, ...]:
     arXiv:1909.10351, section 3.1); counted from 0 here.
     """
     return tuple(math.floor((i + 1) * teacher / student + 0.5) - 1 for i in range(student))
+
+
+def _real(attention_mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    """Return (batch, tokens) float32: 1 for tokens and 0 for padding."""
+    return states.new_ones(states.shape[:2]) if attention_mask is None else attention_mask.to(torch.float32)
 
 
 def _relations(states: torch.Tensor, real: torch.Tensor, heads: int) -> torch.Tensor:

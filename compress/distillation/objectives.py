@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compress.distillation.examples import LABELLED, TARGETS, token_inputs
+from compress.distillation.examples import LABELLED, TARGETS, model_inputs
 from compress.distillation.internals import Internals, read_internals
 from compress.distillation.losses import hidden_loss, relation_heads, relation_loss, task_loss
 from compress.distillation.teacher import LOGITS, RELATIONS, Terms, hidden_column
@@ -32,7 +32,7 @@ class TaskObjective:
     smoothing: float = 0.0
 
     def __call__(self, learner: Learner, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = learner(**token_inputs(batch)).logits
+        logits = learner(**model_inputs(batch)).logits
         return task_loss(self.task, logits, batch[TARGETS], batch[LABELLED], self.smoothing), logits
 
 
@@ -59,7 +59,7 @@ class DistillationObjective:
     teacher: PreTrainedModel | None = field(default=None, repr=False)
 
     def __call__(self, learner: Learner, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = token_inputs(batch)
+        inputs = model_inputs(batch)
         seen = read_internals(learner.student, inputs, self.student_layers, self.terms.relations)
         wanted = self._teacher_internals(batch)
         loss = seen.logits.new_zeros(())
@@ -67,7 +67,7 @@ class DistillationObjective:
             loss = loss + self.weights["task"] * task_loss(self.task, seen.logits, batch[TARGETS], batch[LABELLED])
         if self.weights["logits"]:
             loss = loss + self.weights["logits"] * self.task.divergence(seen.logits, wanted.logits, self.temperature)
-        mask = inputs["attention_mask"]
+        mask = inputs.get("attention_mask")
         if self.terms.hidden:
             mapped = [to_teacher(states) for to_teacher, states in zip(learner.maps, seen.hidden, strict=True)]
             loss = loss + self.weights["hidden"] * hidden_loss(mapped, wanted.hidden, mask)
@@ -79,6 +79,6 @@ class DistillationObjective:
     def _teacher_internals(self, batch: Mapping[str, torch.Tensor]) -> Internals:
         if self.teacher is not None:
             with torch.no_grad():
-                return read_internals(self.teacher, token_inputs(batch), self.terms.hidden, self.terms.relations)
+                return read_internals(self.teacher, model_inputs(batch), self.terms.hidden, self.terms.relations)
         hidden = tuple(batch[hidden_column(layer)] for layer in self.terms.hidden)
         return Internals(batch[LOGITS], hidden, batch.get(RELATIONS))

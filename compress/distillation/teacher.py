@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from compress.data.encoded import Encoded
-from compress.distillation.internals import Internals, read_internals
-from compress.models.families import encoder_layers
+from compress.distillation.internals import Internals, last_attention, read_internals
+from compress.models.families import dimensions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +51,12 @@ class TeacherOutputs:
     logits: np.ndarray
     tokens: Mapping[str, np.ndarray]
     offsets: np.ndarray
+
+    def only(self, terms: Terms) -> TeacherOutputs:
+        """Return these outputs without the token-wise ones that ``terms`` does not ask for."""
+        names = {hidden_column(layer) for layer in terms.hidden} | ({RELATIONS} if terms.relations else set())
+        kept = {name: array for name, array in self.tokens.items() if name in names}
+        return TeacherOutputs(self.logits, kept, self.offsets)
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return one example's outputs: logits (labels,), token-wise ones (tokens, width)."""
@@ -122,9 +128,11 @@ def read_outputs(folder: Path) -> TeacherOutputs:
 
 def _widths(teacher: PreTrainedModel, terms: Terms) -> dict[str, int]:
     """Return column name -> features per token."""
-    last = encoder_layers(teacher)[-1]
-    widths = {hidden_column(layer): int(last.query.in_features) for layer in terms.hidden}
-    return widths | ({RELATIONS: 3 * int(last.query.out_features)} if terms.relations else {})
+    if not terms.hidden and not terms.relations:
+        return {}
+    hidden = dimensions(teacher.config.to_dict()).hidden
+    widths = {hidden_column(layer): hidden for layer in terms.hidden}
+    return widths | ({RELATIONS: 3 * int(last_attention(teacher).query.out_features)} if terms.relations else {})
 
 
 def _columns(seen: Internals, terms: Terms) -> dict[str, torch.Tensor]:

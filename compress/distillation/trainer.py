@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from compress.distillation.examples import TARGETS, Examples, token_inputs
+from compress.distillation.examples import TARGETS, Examples, model_inputs
 from compress.errors import RunError
 from compress.tasks.base import Task
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Emit = Callable[..., None]
 """Called as ``emit(message, done, total)``."""
 SCORE = "score"
+RANK = "rank"
+"""The score, with ties broken: the checkpoint with the best rank is kept."""
 
 
 class Learner(nn.Module):  # type: ignore[misc]
@@ -30,15 +32,26 @@ class Learner(nn.Module):  # type: ignore[misc]
         widths: for each pair of compared layers (student width, teacher width); where they differ a linear
             map without bias leads from one to the other, as in TinyBERT (arXiv:1909.10351, eq. 8).
         seed: of the maps' initial weights.
+        features: the teacher's features that a narrower student kept: its maps begin by handing these through.
     """
 
-    def __init__(self, student: PreTrainedModel, widths: tuple[tuple[int, int], ...] = (), seed: int = 0) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        widths: tuple[tuple[int, int], ...] = (),
+        seed: int = 0,
+        features: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.student = student
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             maps = [nn.Identity() if inner == outer else nn.Linear(inner, outer, bias=False) for inner, outer in widths]
         self.maps = nn.ModuleList(maps)
+        for linear in self.maps:
+            if features and isinstance(linear, nn.Linear):
+                with torch.no_grad():
+                    linear.weight[list(features)] = torch.eye(linear.in_features)
 
     def forward(self, **inputs: torch.Tensor) -> Any:
         return self.student(**inputs)
@@ -80,7 +93,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
                     fix="Lower learning_rate, or lengthen warmup.",
                 )
         else:
-            logits = model(**token_inputs(inputs)).logits
+            logits = model(**model_inputs(inputs)).logits
             loss = self._task.loss(logits, inputs[TARGETS])
         return (loss, {"logits": logits}) if return_outputs else loss
 

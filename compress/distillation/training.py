@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from compress.data.encoded import Encoded
 from compress.distillation.examples import TARGETS, Examples
 from compress.distillation.internals import predict
-from compress.distillation.trainer import SCORE, Emit, Learner, Objective, ObjectiveTrainer, Reporter
+from compress.distillation.trainer import RANK, SCORE, Emit, Learner, Objective, ObjectiveTrainer, Reporter
 from compress.models.loading import limit_threads, quiet
 from compress.tasks.base import Task
 
+_DIVERGENCE = "divergence"
 _STATE = "trainer_state.json"
 """The file that Trainer writes last into a checkpoint: where it can be read, the checkpoint is whole."""
 
@@ -71,14 +74,21 @@ class History:
         start: the score before training.
         scores: after each epoch.
         losses: mean training loss of each epoch.
-        best: the score of the kept checkpoint.
+        divergences: from the reference after each epoch, at temperature 1; empty without a reference.
+        kept: the epoch whose weights were kept, from 1.
     """
 
     metric: str
     start: float
     scores: tuple[float, ...]
     losses: tuple[float, ...]
-    best: float
+    divergences: tuple[float, ...]
+    kept: int
+
+    @property
+    def best(self) -> float:
+        """The score of the kept checkpoint."""
+        return self.scores[self.kept - 1]
 
     def notes(self) -> dict[str, Any]:
         """Return the record for a manifest."""
@@ -88,7 +98,14 @@ class History:
             "validation_by_epoch": list(self.scores),
             "validation": self.best,
             "loss_by_epoch": [round(loss, 6) for loss in self.losses],
-        }
+            "kept_epoch": self.kept,
+        } | ({"divergence_by_epoch": [round(x, 6) for x in self.divergences]} if self.divergences else {})
+
+
+def read_history(record: Mapping[str, Any]) -> History:
+    """Rebuild a history from its JSON form."""
+    fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in record.items()}
+    return History(**fields)
 
 
 def train(
@@ -99,6 +116,7 @@ def train(
     task: Task,
     schedule: Schedule,
     place: Place,
+    reference: np.ndarray | None = None,
 ) -> History:
     """Train in place; afterwards the learner holds the weights of the best epoch by validation score.
 
@@ -113,6 +131,8 @@ def train(
         task: scores.
         schedule: how long and how fast.
         place: where.
+        reference: (n, labels) logits of the teacher for the validation examples: of epochs with equal scores the
+            one closest to them is kept. A few hundred examples make ties common. None: the first is kept.
 
     Raises:
         RunError: the loss is not finite.
@@ -120,29 +140,47 @@ def train(
     with limit_threads(place.threads), quiet():
         learner.to(place.device)
         start = task.score(predict(learner.student, validation), np.asarray(validation.targets))
-        by_length = validation.select(np.argsort(validation.lengths, kind="stable"))
+        order = np.argsort(validation.lengths, kind="stable")
+        aim = None if reference is None else reference[order]
         trainer = ObjectiveTrainer(
             objective,
             task,
             model=learner,
             args=_arguments(schedule, place, higher=start.direction == "higher"),
             train_dataset=examples,
-            eval_dataset=Examples(by_length),
+            eval_dataset=Examples(validation.select(order)),
             data_collator=examples.collate,
-            compute_metrics=lambda seen: {SCORE: task.score(seen.predictions, seen.label_ids).value},
+            compute_metrics=lambda seen: _judge(task, seen.predictions, seen.label_ids, aim),
             callbacks=[Reporter(place.emit, start.metric, start.direction == "higher", schedule.patience)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
     learner.to("cpu").eval()
     log = trainer.state.log_history
+
+    def column(name: str) -> tuple[float, ...]:
+        return tuple(float(entry[name]) for entry in log if name in entry)
+
+    ranks = column(f"eval_{RANK}")
+    best = max(ranks) if start.direction == "higher" else min(ranks)
     return History(
         metric=start.metric,
         start=start.value,
-        scores=tuple(entry[f"eval_{SCORE}"] for entry in log if f"eval_{SCORE}" in entry),
-        losses=tuple(entry["loss"] for entry in log if "loss" in entry),
-        best=float(trainer.state.best_metric),
+        scores=column(f"eval_{SCORE}"),
+        losses=column("loss"),
+        divergences=column(f"eval_{_DIVERGENCE}"),
+        kept=ranks.index(best) + 1,
     )
+
+
+def _judge(task: Task, outputs: np.ndarray, targets: np.ndarray, reference: np.ndarray | None) -> dict[str, float]:
+    """Return the score, and a rank that is the score less up to half an example for the distance to the reference."""
+    score = task.score(outputs, targets)
+    if reference is None:
+        return {SCORE: score.value, RANK: score.value}
+    distance = float(task.divergence(torch.from_numpy(outputs), torch.from_numpy(reference), 1.0))
+    tie = 0.5 / len(outputs) * distance / (1 + distance) if score.direction == "higher" else 0.0
+    return {SCORE: score.value, RANK: score.value - tie, _DIVERGENCE: distance}
 
 
 def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArguments:
@@ -150,6 +188,7 @@ def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArg
         output_dir=str(place.checkpoints),
         num_train_epochs=schedule.epochs,
         learning_rate=schedule.learning_rate,
+        optim="adamw_torch_fused",
         lr_scheduler_type="linear",
         warmup_steps=schedule.warmup,
         weight_decay=schedule.weight_decay,
@@ -160,7 +199,7 @@ def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArg
         logging_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=SCORE,
+        metric_for_best_model=RANK,
         greater_is_better=higher,
         label_names=[TARGETS],
         remove_unused_columns=False,

@@ -1,4 +1,4 @@
-"""Golden inputs and outputs of an ONNX artifact: fixed sentences and the logits that it gave for them."""
+"""Golden inputs and outputs of an ONNX artifact: built-in examples and the logits that it gave for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress.artifact import Golden
 from compress.errors import MissingCapabilityError
-from compress.models.golden import golden_batch
+from compress.models.golden import golden_batch, golden_inputs
 from compress.runtimes.onnxruntime import OnnxRuntime
 from compress.runtimes.target import Target
 
@@ -27,11 +27,11 @@ def missing_onnxruntime() -> tuple[str, ...]:
 
 
 def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:
-    """Run the built-in sentences through ``folder/model.onnx`` on one CPU thread.
+    """Run the built-in examples through ``folder/model.onnx`` on one CPU thread.
 
     Args:
-        folder: an ONNX payload: the model and its tokenizer.
-        task: encodes the sentences.
+        folder: an ONNX payload: the model and its tokenizer or preprocessor.
+        task: gives and encodes the examples.
         file: name of the ONNX file in the folder.
 
     Raises:
@@ -41,10 +41,7 @@ def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:
     names = {value.name for value in session.get_inputs()}
     batch = {name: rows for name, rows in golden_batch(folder, task).items() if name in names}
     (logits,) = session.run(["logits"], batch)
-    return Golden(
-        inputs={name: rows.tolist() for name, rows in batch.items()},
-        outputs={"logits": logits.astype("float32").tolist()},
-    )
+    return Golden(inputs=golden_inputs(batch), outputs={"logits": logits.astype("float32").tolist()})
 
 
 def open_session(onnx_file: Path, threads: int = 1) -> onnxruntime.InferenceSession:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.artifact import Graph, TensorSpec
 
@@ -60,3 +62,12 @@ def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     sizes = tensor.shape.dim
     shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in sizes)
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def describe(task: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the ONNX file says of its task: ``task``, ``labels`` (JSON list), ``max_length``."""
+    return {
+        "task": str(task["name"]),
+        "labels": json.dumps(task["labels"], ensure_ascii=False),
+        "max_length": str(task["max_length"]),
+    }

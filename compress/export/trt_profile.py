@@ -1,16 +1,16 @@
-"""The shapes that an engine is built for, from the lengths that the data has."""
+"""The shapes that an engine is built for, from the lengths that the data has, or the fixed size of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from compress.errors import RecipeError
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
-"""Input name -> (smallest, most frequent, largest) shape, each (batch, sequence)."""
+"""Input name -> (smallest, most frequent, largest) shape: (batch, sequence) or (batch, channels, height, width)."""
 _STEP = 8
 
 
@@ -44,3 +44,14 @@ def profile_from_lengths(
     median = float(np.median(lengths)) if len(lengths) else float(max_length)
     typical = min(max_length, max(1, int(np.ceil(median / _STEP)) * _STEP))
     return {name: ((1, 1), (opt_batch, typical), (max_batch, max_length)) for name in inputs}
+
+
+def profile_of_shapes(shapes: Mapping[str, Shape], *, opt_batch: int = 1, max_batch: int = 8) -> Profile:
+    """Return one optimization profile for inputs of which only the batch varies.
+
+    Args:
+        shapes: input name -> its sizes without the batch.
+        opt_batch: batch size to optimize for.
+        max_batch: largest batch size.
+    """
+    return {name: ((1, *rest), (opt_batch, *rest), (max_batch, *rest)) for name, rest in shapes.items()}

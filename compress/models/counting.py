@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compress.models.families import Dimensions, dimensions
+from compress.models.families import Dimensions, dimensions, patches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,20 +20,23 @@ def count_parameters(model: PreTrainedModel) -> int:
 
 
 def count_macs(model: PreTrainedModel, tokens: int = TOKENS) -> int:
-    """Return the multiply-accumulates of one sequence: linears and attention products.
+    """Return the multiply-accumulates of one sequence or image: linears, convolutions and attention products.
 
-    A linear of the encoder counts ``tokens * in * out``; the pooler and the head see one token. The two
+    A linear of a text encoder counts ``tokens * in * out``; the pooler and the head see one token. The two
     attention products of a layer count ``2 * tokens^2 * heads * head_size``. Embedding look-ups,
     normalisation, softmax and activations count nothing.
 
     Args:
         model: the model, pruned or not.
-        tokens: length of the sequence.
+        tokens: length of the sequence; an image has as many as its model cuts it into.
     """
     from torch.nn import Linear
 
     from compress.models.families import encoder_layers
+    from compress.models.image_macs import count_image_macs
 
+    if model.main_input_name == "pixel_values":
+        return count_image_macs(model)
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     total = 0
     for name, module in model.named_modules():
@@ -43,14 +46,25 @@ def count_macs(model: PreTrainedModel, tokens: int = TOKENS) -> int:
     return total + sum(2 * tokens**2 * layer.heads * layer.head_size for layer in encoder_layers(model))
 
 
-def head_macs(size: Dimensions, tokens: int = TOKENS) -> int:
-    """Return what one attention head costs: its share of four projections and of two products."""
+def counted_tokens(size: Dimensions) -> int:
+    """Return the length of the input that counts refer to: 128 tokens of text, or the tokens of one image."""
+    return size.positions if size.images else TOKENS
+
+
+def head_macs(size: Dimensions, tokens: int | None = None) -> int:
+    """Return what one attention head costs: its share of four projections and of two products.
+
+    Args:
+        size: of the encoder.
+        tokens: length of the input; default: ``counted_tokens``.
+    """
+    tokens = tokens or counted_tokens(size)
     return tokens * 4 * size.hidden * size.head_size + 2 * tokens**2 * size.head_size
 
 
-def neuron_macs(size: Dimensions, tokens: int = TOKENS) -> int:
+def neuron_macs(size: Dimensions, tokens: int | None = None) -> int:
     """Return what one feed-forward neuron costs: a row of ffn_in and a column of ffn_out."""
-    return tokens * 2 * size.hidden
+    return (tokens or counted_tokens(size)) * 2 * size.hidden
 
 
 def head_parameters(size: Dimensions) -> int:
@@ -61,7 +75,7 @@ def neuron_parameters(size: Dimensions) -> int:
     return 2 * size.hidden + 1
 
 
-def encoder_macs(size: Dimensions, tokens: int = TOKENS) -> int:
+def encoder_macs(size: Dimensions, tokens: int | None = None) -> int:
     """Return the multiply-accumulates of a dense encoder's layers, without pooler and head."""
     return size.layers * (size.heads * head_macs(size, tokens) + size.neurons * neuron_macs(size, tokens))
 
@@ -80,15 +94,31 @@ def planned_counts(config: Mapping[str, Any], labels: int | None = None) -> tupl
         labels: width of the head; default: what the config says.
     """
     size = dimensions(config)
-    hidden, labels = size.hidden, labels or len(config.get("id2label") or (0, 1))
+    labels = labels or len(config.get("id2label") or (0, 1))
+    outside = _around_images(config, size, labels) if size.images else _around_texts(config, size, labels)
+    return size.layers * layer_parameters(size) + outside[0], encoder_macs(size) + outside[1]
+
+
+def _around_texts(config: Mapping[str, Any], size: Dimensions, labels: int) -> tuple[int, int]:
+    """Return (parameters, multiply-accumulates) of embeddings, pooler and head."""
+    hidden = size.hidden
     width = int(config.get("embedding_size") or hidden)
     projection = 0 if width == hidden else width * hidden
     rows = int(config["vocab_size"]) + int(config["max_position_embeddings"]) + _token_types(config)
     parameters = rows * width + 2 * width + (projection and projection + hidden)
-    parameters += size.layers * layer_parameters(size)
     parameters += hidden * hidden + hidden + labels * hidden + labels
-    macs = encoder_macs(size) + TOKENS * projection + hidden * hidden + labels * hidden
-    return parameters, macs
+    return parameters, TOKENS * projection + hidden * hidden + labels * hidden
+
+
+def _around_images(config: Mapping[str, Any], size: Dimensions, labels: int) -> tuple[int, int]:
+    """Return (parameters, multiply-accumulates) of patch and position embeddings, the last norm, and head."""
+    hidden, cut = size.hidden, patches(config)
+    patch = config["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    kernel = int(config["num_channels"]) * height * width * hidden
+    parameters = kernel + hidden + (size.positions - cut + size.positions) * hidden
+    parameters += 2 * hidden + labels * hidden + labels
+    return parameters, cut * kernel + labels * hidden
 
 
 def _token_types(config: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.errors import UsageError
-from compress.models.families import family_of, find_module, layer_list
+from compress.models.families import family_of, layer_list, replace_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,8 +55,7 @@ def drop_layers(model: PreTrainedModel, keep_layers: Sequence[int]) -> None:
 
     family = family_of(model.config.model_type)
     layers = layer_list(model)
-    parent, _, name = family.layers.rpartition(".")
-    setattr(find_module(model.base_model, parent), name, ModuleList(layers[i] for i in keep_layers))
+    replace_module(model.base_model, family.layers, ModuleList(layers[i] for i in keep_layers))
     setattr(model.config, family.layers_key, len(keep_layers))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from compress.errors import ModelError
 from compress.models.structure import STRUCTURE, Structure, apply_structure, is_dense, structure_of
 from compress.tasks.base import Task
+from compress.tasks.preprocessing import PREPROCESSOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+COMPANIONS = (*TOKENIZER_FILES, PREPROCESSOR)
+"""What travels with a model besides its weights and config.json: how its inputs are made."""
 
 
 def load_torch(folder: Path, task: Task) -> PreTrainedModel:
@@ -43,7 +46,9 @@ def load_torch(folder: Path, task: Task) -> PreTrainedModel:
 def save_torch(model: PreTrainedModel, out: Path, tokenizer_from: Path) -> None:
     """Write a model in the Hugging Face layout: float32 safetensors, config.json, tokenizer files.
 
-    A model whose widths config.json cannot express gets ``structure.json`` beside it.
+    A model whose shapes config.json cannot express gets ``structure.json`` beside it. Its weights have the names of
+    the modules in memory; those of any other model, which stock loaders open, have the names that Transformers
+    gives them on disk.
 
     Args:
         model: any float model; it is not changed, its weights are written as float32.
@@ -52,19 +57,20 @@ def save_torch(model: PreTrainedModel, out: Path, tokenizer_from: Path) -> None:
     """
     import torch
 
+    dense = is_dense(model)
     weights = {name: _as_float32(tensor) for name, tensor in model.state_dict().items()}
     with quiet():
-        model.save_pretrained(out, state_dict=weights)
+        model.save_pretrained(out, state_dict=weights, save_original_format=dense)
     config = read_config(out) | {"dtype": str(torch.float32).removeprefix("torch.")}
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if not is_dense(model):
+    if not dense:
         structure_of(model).write(out)
     copy_tokenizer(tokenizer_from, out)
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copy the tokenizer files of one model folder into another."""
-    for name in TOKENIZER_FILES:
+    """Copy the tokenizer or preprocessor files of one model folder into another."""
+    for name in COMPANIONS:
         if (source / name).is_file() and source != out:
             shutil.copyfile(source / name, out / name)
 

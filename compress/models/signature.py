@@ -10,9 +10,6 @@ from compress.tasks.base import Task
 
 
 def torch_graph(folder: Path, task: Task) -> Graph:
-    """Return the signature of a torch model folder: the inputs that its tokenizer gives, and the logits."""
-    from compress.tasks.text_classification import input_names
-
-    inputs = tuple(TensorSpec(name=n, dtype="int64", shape=("batch", "sequence")) for n in input_names(folder))
+    """Return the signature of a torch model folder: the inputs that the task makes for it, and the logits."""
     logits = TensorSpec(name="logits", dtype="float32", shape=("batch", len(task.labels) or 1))
-    return Graph(file=WEIGHTS, inputs=inputs, outputs=(logits,))
+    return Graph(file=WEIGHTS, inputs=task.inputs(folder), outputs=(logits,))

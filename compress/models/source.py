@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from compress.data.pictures import IMAGE
 from compress.errors import ModelError, did_you_mean
 from compress.models.families import dimensions
 from compress.models.loading import (
@@ -20,6 +21,7 @@ from compress.models.loading import (
 )
 from compress.models.structure import STRUCTURE
 from compress.tasks.base import Task, tasks
+from compress.tasks.preprocessing import PREPROCESSOR, read_preprocessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +55,7 @@ def take_in(
     max_length: int | None = None,
     problem: str | None = None,
 ) -> dict[str, Any]:
-    """Write a user's model into ``out`` as float32 safetensors, config.json and a fast tokenizer.
+    """Write a user's model into ``out`` as float32 safetensors, config.json and a fast tokenizer or a preprocessor.
 
     A pretrained encoder without a head for the task gets an untrained one, and its task has no labels, so
     that only ``finetune``, which makes a head for the data's labels, can take it further.
@@ -64,7 +66,7 @@ def take_in(
         task_name: registered task.
         labels: the model's label names -> the names to use; needed when the model only says LABEL_0.
         max_length: longest input in tokens; at most what the tokenizer and the position table allow.
-        problem: single_label, multi_label or regression; default: what the config says.
+        problem: single_label, multi_label or regression; default: what the config says. Images: single_label.
 
     Returns:
         The task's options, as ``Task.dump()`` gives them.
@@ -76,6 +78,10 @@ def take_in(
     folder = folder if folder.is_dir() else fetch(source)
     config = read_config(folder)
     _refuse(folder, config)
+    if IMAGE in tasks.get(task_name).columns:
+        return _take_in_images(folder, out, task_name, label_names(config, labels))
+    dimensions(config)
+    _refuse_without_tokenizer(folder)
     problem = problem or problem_of(config)
     tokenizer = _open_tokenizer(folder)
     length = min(int(tokenizer.model_max_length), dimensions(config).positions, max_length or DEFAULT_MAX_LENGTH)
@@ -90,6 +96,28 @@ def take_in(
         model.config.label2id = {name: i for i, name in enumerate(names)}
     save_torch(model, out, tokenizer_from=out)
     return options if trained else options | {"labels": []}
+
+
+def _take_in_images(folder: Path, out: Path, task_name: str, names: list[str]) -> dict[str, Any]:
+    """Take an image classifier in; its config.json says the size of the images afterwards."""
+    task = tasks.get(task_name).parse({"labels": names})
+    model, trained = _load(folder, task)
+    _refuse_broken_weights(folder, model)
+    _, height, width = read_preprocessor(folder, int(model.config.num_channels)).shape
+    size = getattr(model.config, "image_size", None)
+    if size is not None and (size if isinstance(size, int) else tuple(size)) not in (height, (height, width)):
+        raise ModelError(
+            "The preprocessor gives images of another size than the model takes.",
+            value=f"{folder.name}: {PREPROCESSOR} {height} x {width}, {CONFIG} {size}",
+            fix="Put the model's own preprocessor beside it.",
+        )
+    model.config.image_size = height if height == width else [height, width]
+    if trained:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: i for i, name in enumerate(names)}
+    save_torch(model, out, tokenizer_from=folder)
+    _drop_local_traces(out / PREPROCESSOR)
+    return task.dump() if trained else task.dump() | {"labels": []}
 
 
 def fetch(source: str) -> Path:
@@ -154,7 +182,6 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
             value=f"auto_map in {folder.name}/{CONFIG}",
             fix="Use a model whose class ships with Transformers.",
         )
-    dimensions(config)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -167,6 +194,9 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         raise ModelError(
             "The model folder has no weights.", value=folder.name, fix="It needs model.safetensors beside config.json."
         )
+
+
+def _refuse_without_tokenizer(folder: Path) -> None:
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         raise ModelError(
             "The model folder has no tokenizer.",

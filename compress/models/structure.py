@@ -1,19 +1,21 @@
-"""``structure.json``: the widths of a pruned encoder, and how they are put into a dense model.
+"""``structure.json``: the shapes of a model that config.json does not say, and how they are put into a dense one.
 
 ``config.json`` of a width-pruned model still describes the dense one, because Transformers cannot express
-another number of heads or neurons in each layer. ``structure.json`` beside it says what is left of each layer:
-build the model that config.json describes, resize it with ``apply_structure``, then load the weights strictly.
+another number of heads or neurons in each layer, factored matrices, or single narrower convolutions.
+``structure.json`` beside it says what is left: build the model that config.json describes, resize it with
+``apply_structure``, then load the weights strictly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from compress.errors import ModelError
+from compress.errors import ModelError, UsageError
+from compress.models.channels import apply_channels, channels_of, is_convolutional
 from compress.models.families import EncoderLayer, dimensions, encoder_layers
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STRUCTURE = "structure.json"
+Sizes = Annotated[Mapping[str, PositiveInt], AfterValidator(lambda sizes: dict(sorted(sizes.items())))]
+"""Module path -> size, in the order of the paths."""
+ChannelSizes = Annotated[
+    Mapping[str, tuple[PositiveInt, PositiveInt]], AfterValidator(lambda sizes: dict(sorted(sizes.items())))
+]
+"""Module path -> (output, input) channels, in the order of the paths."""
 
 
 class LayerShape(BaseModel):
@@ -29,18 +37,27 @@ class LayerShape(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    heads: tuple[int, ...] = Field(min_length=1, description="kept heads, as indices into the dense layer's heads")
-    neurons: int = Field(ge=1, description="kept feed-forward neurons")
+    heads: tuple[int, ...] = Field(
+        description="kept heads, as indices into the dense layer's heads; empty: its attention is gone"
+    )
+    neurons: int = Field(ge=0, description="kept feed-forward neurons; 0: its feed-forward is gone")
 
 
 class Structure(BaseModel):
-    """The shapes of every encoder layer, first to last."""
+    """The shapes that config.json does not say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(2, description="1, which is read as 2, had only encoder layers")
     model_type: str
-    layers: tuple[LayerShape, ...]
+    layers: tuple[LayerShape, ...] = Field((), description="every encoder layer, first to last; empty: no encoder")
+    ranks: Sizes = Field({}, description="module path -> rank of a factorized embedding or linear")
+    channels: ChannelSizes = Field({}, description="module path -> [output, input] channels of a convolutional net")
+
+    @field_validator("schema_version")
+    @classmethod
+    def _current(cls, version: int) -> int:
+        return 2
 
     def write(self, folder: Path) -> None:
         (folder / STRUCTURE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -61,32 +78,48 @@ class Structure(BaseModel):
             raise ModelError(
                 "structure.json cannot be read.",
                 value=f"{folder.name}: {error.errors()[0]['msg']}",
-                fix="Produce the model again; this version reads schema 1.",
+                fix="Produce the model again; this version reads schemas 1 and 2.",
             ) from error
 
 
 def structure_of(model: PreTrainedModel) -> Structure:
     """Return the shapes that a model has now."""
+    from compress.models.factors import ranks_of
+
+    if is_convolutional(model):
+        return Structure(model_type=model.config.model_type, channels=channels_of(model))
     layers = [LayerShape(heads=kept_heads(layer), neurons=layer.neurons) for layer in encoder_layers(model)]
-    return Structure(model_type=model.config.model_type, layers=tuple(layers))
+    return Structure(model_type=model.config.model_type, layers=tuple(layers), ranks=ranks_of(model))
 
 
 def is_dense(model: PreTrainedModel) -> bool:
     """Say whether config.json alone describes the model's shapes."""
+    structure = structure_of(model)
+    if structure.ranks or structure.channels:
+        return False
+    widths = {(len(shape.heads), shape.neurons) for shape in structure.layers}
+    if not widths:
+        return True
     size = dimensions(model.config.to_dict())
-    return all((layer.heads, layer.neurons) == (size.heads, size.neurons) for layer in encoder_layers(model))
+    return widths == {(size.heads, size.neurons)}
 
 
 def apply_structure(model: PreTrainedModel, structure: Structure) -> None:
-    """Resize the linears of a freshly built dense model, in place; the weights still have to be loaded.
+    """Resize the modules of a freshly built dense model, in place; the weights still have to be loaded.
 
     Raises:
         ModelError: the structure belongs to another model.
     """
+    from compress.models.factors import apply_ranks
+
+    if is_convolutional(model):
+        apply_channels(model, structure.channels)
+        return
     layers = encoder_layers(model)
     _check(model, structure, layers)
     for layer, shape in zip(layers, structure.layers, strict=True):
         keep_units(layer, shape.heads, range(shape.neurons))
+    apply_ranks(model, structure.ranks)
 
 
 def kept_heads(layer: EncoderLayer) -> tuple[int, ...]:
@@ -98,14 +131,33 @@ def keep_units(layer: EncoderLayer, heads: Sequence[int], neurons: Sequence[int]
     """Keep some heads and neurons of a layer and physically remove the rest, in place.
 
     Rows of query, key, value and ffn_in go, and the matching columns of attention_out and ffn_out; the
-    biases of the two output projections stay. The attribute ``kept_heads`` of the attention module
-    remembers which heads of the dense layer are left.
+    biases of the two output projections stay. Without a head, or without a neuron, the whole sub-layer goes:
+    what stays is that bias, under its name, and the residual connection with its LayerNorm. The attribute
+    ``kept_heads`` of the attention module remembers which heads of the dense layer are left.
 
     Args:
-        layer: the layer.
-        heads: positions among the heads that the layer has now, ascending.
-        neurons: positions among the neurons that the layer has now, ascending.
+        layer: the layer, pruned before or not.
+        heads: positions among the heads that the layer has now, ascending; empty: the attention goes.
+        neurons: positions among the neurons that the layer has now, ascending; empty: the feed-forward goes.
+
+    Raises:
+        UsageError: a position does not exist, or they are not ascending.
     """
+    from compress.models.removed import remove_attention, remove_ffn
+
+    _check_positions("head", heads, layer.heads)
+    _check_positions("neuron", neurons, layer.neurons)
+    if layer.heads and not heads:
+        remove_attention(layer)
+    elif heads:
+        _keep_heads(layer, heads)
+    if layer.neurons and not neurons:
+        remove_ffn(layer)
+    elif neurons:
+        _keep_neurons(layer, neurons)
+
+
+def _keep_heads(layer: EncoderLayer, heads: Sequence[int]) -> None:
     import torch
 
     original = kept_heads(layer)
@@ -113,18 +165,24 @@ def keep_units(layer: EncoderLayer, heads: Sequence[int], neurons: Sequence[int]
     for linear in (layer.query, layer.key, layer.value):
         _keep_rows(linear, features)
     _keep_columns(layer.attention_out, features)
-    kept_neurons = torch.tensor(list(neurons))
-    _keep_rows(layer.ffn_in, kept_neurons)
-    _keep_columns(layer.ffn_out, kept_neurons)
     layer.attention.kept_heads = tuple(original[h] for h in heads)
     setattr(layer.attention, layer.family.head_count, len(heads))
     if layer.family.all_head_size:
         setattr(layer.attention, layer.family.all_head_size, len(heads) * layer.head_size)
 
 
+def _keep_neurons(layer: EncoderLayer, neurons: Sequence[int]) -> None:
+    import torch
+
+    kept = torch.tensor(list(neurons))
+    _keep_rows(layer.ffn_in, kept)
+    _keep_columns(layer.ffn_out, kept)
+
+
 def _keep_rows(linear: Linear, rows: torch.Tensor) -> None:
     import torch
 
+    linear = getattr(linear, "up", linear)
     rows = rows.to(linear.weight.device)
     linear.weight = torch.nn.Parameter(linear.weight.detach()[rows].clone())
     if linear.bias is not None:
@@ -135,15 +193,28 @@ def _keep_rows(linear: Linear, rows: torch.Tensor) -> None:
 def _keep_columns(linear: Linear, columns: torch.Tensor) -> None:
     import torch
 
+    linear = getattr(linear, "down", linear)
     columns = columns.to(linear.weight.device)
     linear.weight = torch.nn.Parameter(linear.weight.detach()[:, columns].contiguous())
     linear.in_features = len(columns)
 
 
+def _check_positions(unit: str, positions: Sequence[int], present: int) -> None:
+    wanted = list(positions)
+    if wanted != sorted(set(wanted)) or any(not 0 <= position < present for position in wanted):
+        raise UsageError(
+            f"These {unit}s cannot be kept.",
+            value=f"{wanted[:8]} of {present} present",
+            fix=f"Give positions among the {unit}s that the layer has now, ascending, each once.",
+        )
+
+
 def _check(model: PreTrainedModel, structure: Structure, layers: Sequence[EncoderLayer]) -> None:
     size = dimensions(model.config.to_dict())
     fits = all(
-        max(shape.heads) < size.heads and len(set(shape.heads)) == len(shape.heads) and shape.neurons <= size.neurons
+        len(set(shape.heads)) == len(shape.heads)
+        and all(0 <= head < size.heads for head in shape.heads)
+        and shape.neurons <= size.neurons
         for shape in structure.layers
     )
     if structure.model_type != model.config.model_type or len(structure.layers) != len(layers) or not fits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -130,6 +130,13 @@ class Pass(ABC):
     def apply(self, inputs: Mapping[str, Artifact], config: Any, context: Context) -> Artifact:
         """Do it: write a new artifact into ``context.out`` and return it. Inputs stay untouched."""
 
+    def expand(self, config: Any, value: Callable[[str], str]) -> Any:
+        """Return ``config`` with ``value`` applied to its paths: it replaces each ``${NAME}`` of a recipe.
+
+        A pass with a path dumps only the path's name, and settles the digest of what lies there.
+        """
+        return config
+
     def reads(self, config: Any) -> tuple[str, ...]:
         """Return the splits that the pass reads under ``config``: their digests are part of the store key."""
         return self.uses
@@ -155,6 +162,8 @@ for _name, _class in {
     "finetune": "Finetune",
     "distill": "Distill",
     "prune": "Prune",
+    "trim": "Trim",
+    "factorize": "Factorize",
     "export": "Export",
     "quantize": "Quantize",
     "cast": "Cast",

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from compress.artifact import Artifact, Kind, create_artifact
+from compress.artifact import Artifact, Graph, Kind, create_artifact
 from compress.errors import DataError
 from compress.export.trt_api import missing_trt
+from compress.export.trt_profile import Profile, profile_from_lengths, profile_of_shapes
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 
 _SAMPLE = 2000
@@ -65,20 +66,13 @@ class Build(Pass):
         from compress.export.companions import copy_companions
         from compress.export.signature import read_graph
         from compress.export.trt_build import MIB, build_engine
-        from compress.export.trt_profile import profile_from_lengths
 
         source = inputs["model"]
         engine, onnx_file = context.out / "model.engine", context.out / "model.onnx"
         shutil.copyfile(source.file(), onnx_file)
         copy_companions(source.path, context.out)
         graph = read_graph(onnx_file, engine.name)
-        profile = profile_from_lengths(
-            [value.name for value in graph.inputs],
-            sample_lengths(source, context),
-            context.task.max_length,
-            opt_batch=config.opt_batch,
-            max_batch=config.max_batch,
-        )
+        profile = _profile(graph, source, config, context)
         context.emit("building the engine")
         started = time.perf_counter()
         info = build_engine(
@@ -99,6 +93,19 @@ class Build(Pass):
             notes={**info, "build_seconds": round(time.perf_counter() - started, 1)},
             **self.provenance(inputs, config, context),
         )
+
+
+def _profile(graph: Graph, source: Artifact, config: BuildConfig, context: Context) -> Profile:
+    fixed = {value.name: tuple(size for size in value.shape if isinstance(size, int)) for value in graph.inputs}
+    if all(len(sizes) == len(value.shape) - 1 for sizes, value in zip(fixed.values(), graph.inputs, strict=True)):
+        return profile_of_shapes(fixed, opt_batch=config.opt_batch, max_batch=config.max_batch)
+    return profile_from_lengths(
+        list(fixed),
+        sample_lengths(source, context),
+        context.task.max_length,
+        opt_batch=config.opt_batch,
+        max_batch=config.max_batch,
+    )
 
 
 def sample_lengths(source: Artifact, context: Context) -> np.ndarray:

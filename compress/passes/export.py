@@ -1,11 +1,10 @@
-"""``export``: PyTorch to ONNX, with dynamic axes ``batch`` and ``sequence``."""
+"""``export``: PyTorch to ONNX, with dynamic axes ``batch`` and, for texts, ``sequence``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,7 +21,7 @@ class ExportConfig(PassConfig):
 
 
 class Export(Pass):
-    """Traces the model once and writes ``model.onnx`` with its weights, config and tokenizer."""
+    """Traces the model once and writes ``model.onnx`` with its weights, config and tokenizer or preprocessor."""
 
     name: ClassVar[str] = "export"
     version: ClassVar[int] = 1
@@ -34,16 +33,15 @@ class Export(Pass):
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: ExportConfig) -> Plan:
         opset = "" if config.opset is None else f", opset {config.opset}"
-        summary = f"export to ONNX with dynamic batch and sequence{opset}"
+        summary = f"export to ONNX with dynamic axes{opset}"
         return Plan(summary, replace(inputs["model"], kind="onnx"), missing_onnxruntime())
 
     def apply(self, inputs: Mapping[str, Artifact], config: ExportConfig, context: Context) -> Artifact:
         from compress.export.companions import copy_companions
         from compress.export.golden import golden_onnx
         from compress.export.onnx_export import export_onnx
-        from compress.export.signature import read_graph
+        from compress.export.signature import describe, read_graph
         from compress.models.loading import load_torch
-        from compress.tasks.text_classification import input_names
 
         source = inputs["model"]
         out_file = context.out / "model.onnx"
@@ -51,7 +49,7 @@ class Export(Pass):
         notes = export_onnx(
             load_torch(source.path, context.task),
             out_file,
-            inputs=input_names(source.path),
+            inputs=context.task.inputs(source.path),
             opset=config.opset,
             metadata=describe(context.task.dump()),
         )
@@ -67,12 +65,3 @@ class Export(Pass):
             golden=golden_onnx(context.out, context.task),
             **self.provenance(inputs, config, context),
         )
-
-
-def describe(task: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the ONNX file says of its task: ``task``, ``labels`` (JSON list), ``max_length``."""
-    return {
-        "task": str(task["name"]),
-        "labels": json.dumps(task["labels"], ensure_ascii=False),
-        "max_length": str(task["max_length"]),
-    }

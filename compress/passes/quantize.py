@@ -12,7 +12,7 @@ from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import DataError
 from compress.export.golden import missing_onnxruntime
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
-from compress.quantization.isa import isa_flags, needs_reduced_range
+from compress.quantization.isa import reduced_range_for
 from compress.runtimes.target import find_target
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def reduced_range(config: QuantizeConfig) -> tuple[bool, str]:
     target = None if config.target is None else find_target(config.target)
     if config.reduce_range != "auto":
         return config.reduce_range, "asked for"
-    if target is not None and target.device == "cuda":
-        return False, f"the target {target.name} is a GPU, which accumulates in 32 bits"
-    return needs_reduced_range(isa_flags())
+    return reduced_range_for(target)
 
 
 def _asked(config: QuantizeConfig, context: Context) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def bench_artifacts(
                 value=f"{name}: {other.name}, labels {', '.join(other.labels[:5])}",
                 fix="Compare artifacts of one task with the same labels.",
             )
-    rows = read_rows(data, problem=str(task.dump().get("problem", "single_label")))
+    rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
     wanted = [find_target(name) for name in targets]
     subjects = [
         Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target)

@@ -141,6 +141,7 @@ def _plan_step(
         config = pass_.Config.model_validate(step.config)
     except ValidationError as error:
         raise explain(error, pass_.Config, f"step {number} {step.id!r}") from error
+    config = pass_.expand(config, recipe.expand)
     parents = _parents(step, number, pass_, config, previous, infos)
     inputs = {role: infos[parent] for role, parent in parents.items()}
     _check_order(step, number, pass_, inputs.get("model"), parents.get("model"), earlier)

@@ -11,13 +11,11 @@ from typing import Any
 
 from compress import __version__
 from compress.artifact import Artifact, Graph, PassRecord, create_artifact, hash_json, open_artifact
+from compress.models.files import hash_files
 from compress.passes.base import Progress, library_versions
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import task_from
-
-_READ = {".json", ".txt", ".model", ".safetensors"}
-"""Files of a model folder that can influence what is taken in."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,10 @@ def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Grap
 def _hash_source(place: Path) -> dict[str, str]:
     """Return the sha256 of every file that is taken in, by its place relative to the model's folder."""
     if place.is_dir():
-        folder, files = place, sorted(p for p in place.iterdir() if p.suffix in _READ)
-    else:
-        from compress.export.onnx_source import files_read
+        return hash_files(place)
+    from compress.export.onnx_source import files_read
 
-        folder, files = place.parent, files_read(place)
+    folder, files = place.parent, files_read(place)
     out = {}
     for path in files:
         with path.open("rb") as file:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Activation = Literal["uint8", "int8"]
 MATRIX_OPERATORS = ("MatMul", "Gemm")
+BETWEEN_CONVOLUTIONS = ("Add", "GlobalAveragePool", "MaxPool", "Relu")
+"""What stands between convolutions: kept in 8 bits too, so that values are not converted there and back."""
 _SPLIT = "_MatMul"
 """What ONNX Runtime appends to the name of a Gemm when it splits it into MatMul and Add."""
 _PREPROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
@@ -85,6 +87,9 @@ def quantize_static(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Quantize matrix products with ranges measured on real inputs, as QuantizeLinear/DequantizeLinear pairs.
 
+    In a network that consists of convolutions these are quantized, with their biases, and so is what stands
+    between them: ONNX Runtime has 8-bit convolutions only where the output is quantized too.
+
     Every example runs alone, at its real length, so that padding never enters a range; ONNX Runtime reduces
     each tensor to its minimum and maximum inside the graph, so memory does not grow with the sample.
 
@@ -109,7 +114,9 @@ def quantize_static(
     if not len(calibration):
         raise RunError("There is no example to calibrate on.", fix="Give `data.calibration.samples` of at least 1.")
     library = _library()
-    kept = excluded_nodes(model, [*MATRIX_OPERATORS, *(["Gather"] if embeddings else [])], exclude)
+    convolutional = is_convolutional(model)
+    products = [*MATRIX_OPERATORS, *(["Conv"] if convolutional else [])]
+    kept = excluded_nodes(model, [*products, *(["Gather"] if embeddings else [])], exclude)
     inputs = [value.name for value in model.graph.input]
     symmetric = activation == "int8"
 
@@ -119,7 +126,7 @@ def quantize_static(
             out_file,
             CalibrationReader(calibration, inputs),
             quant_format=library.QuantFormat.QDQ,
-            op_types_to_quantize=list(MATRIX_OPERATORS),
+            op_types_to_quantize=[*products, *(BETWEEN_CONVOLUTIONS if convolutional else ())],
             per_channel=per_channel,
             reduce_range=reduce_range,
             activation_type=library.QuantType.QInt8 if symmetric else library.QuantType.QUInt8,
@@ -130,7 +137,7 @@ def quantize_static(
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
-                "QuantizeBias": False,
+                "QuantizeBias": convolutional,
                 "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
             },
         )
@@ -147,7 +154,13 @@ def quantize_static(
 
     quantized = _run(_run(model, convert_tables) if embeddings and not symmetric else model, convert)
     notes = {"method": "static", "activation": activation, "calibration_used": len(calibration)}
-    return quantized, notes | _count(model, quantized, [*MATRIX_OPERATORS, "Gather"])
+    return quantized, notes | _count(model, quantized, [*products, "Gather"])
+
+
+def is_convolutional(model: onnx.ModelProto) -> bool:
+    """Say whether a graph has more convolutions than other products (a vision transformer has one)."""
+    kinds = Counter(node.op_type for node in model.graph.node)
+    return kinds["Conv"] > sum(kinds[name] for name in MATRIX_OPERATORS)
 
 
 def excluded_nodes(model: onnx.ModelProto, operators: Sequence[str], globs: Sequence[str]) -> list[str]:
@@ -180,7 +193,7 @@ class CalibrationReader:
         self._feeds = (_only(encoded.batch([i]), inputs) for i in range(len(encoded)))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next feed, name -> (1, length) int64, or None at the end."""
+        """Return the next feed, name -> (1, length) int64 or (1, *shape) float32, or None at the end."""
         return next(self._feeds, None)
 
 

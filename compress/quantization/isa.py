@@ -6,6 +6,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from compress.runtimes.target import Target
+
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
 _X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
@@ -41,3 +43,10 @@ def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tup
     if found:
         return False, f"x86 with {found[0]} accumulates 8-bit products in 32 bits"
     return True, "x86 without VNNI adds 8-bit products in 16 bits, which saturates"
+
+
+def reduced_range_for(target: Target | None) -> tuple[bool, str]:
+    """Say whether INT8 weights for a target must keep to 7 bits, and why; None and CPU targets mean this machine."""
+    if target is not None and target.device == "cuda":
+        return False, f"the target {target.name} is a GPU, which accumulates in 32 bits"
+    return needs_reduced_range(isa_flags())

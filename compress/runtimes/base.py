@@ -31,7 +31,7 @@ class Session(ABC):
         """Run one padded batch.
 
         Args:
-            batch: input name -> (batch, sequence) int64; names the graph lacks are ignored.
+            batch: input name -> (batch, sequence) int64 or (batch, *shape) float32; names the graph lacks are ignored.
             graph: which of the artifact's graphs.
 
         Returns:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
 from compress.registry import Registry
 
@@ -45,7 +46,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
-    """Columns that hold text, most important first; the first is required."""
+    """Columns that hold text or images, most important first; the first is required."""
 
     labels: tuple[str, ...]
     max_length: int
@@ -71,11 +72,19 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
-        """Tokenize rows with the ``tokenizer.json`` of a folder; targets are set when rows have labels.
+        """Turn rows into inputs with a folder's tokenizer or preprocessor; targets are set when rows have labels.
 
         Raises:
             DataError: a label that the task does not know.
         """
+
+    @abstractmethod
+    def inputs(self, folder: Path) -> tuple[TensorSpec, ...]:
+        """Return what the model in a folder takes; a size that varies is its name, ``batch`` first."""
+
+    @abstractmethod
+    def golden_rows(self, folder: Path) -> Sequence[Row]:
+        """Return built-in rows whose outputs a manifest records, for the model in a folder; always the same."""
 
     @abstractmethod
     def score(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
@@ -111,6 +120,7 @@ class Task(ABC):
 
 
 tasks: Registry[Task] = Registry("task", Task, group="mcompress.tasks")  # type: ignore[type-abstract]
+tasks.register("image-classification", "compress.tasks.image_classification:ImageClassification")
 tasks.register("text-classification", "compress.tasks.text_classification:TextClassification")
 
 

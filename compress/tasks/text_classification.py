@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
+from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
-from compress.errors import DataError, ModelError
+from compress.errors import ModelError
 from compress.tasks.base import Row, Score, Task
+from compress.tasks.single_label import best_labels, divergence, head_options, refuse_unknown, right, same_label
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,17 @@ _HF_PROBLEMS: Mapping[Problem, str] = {
     "regression": "regression",
 }
 _METRICS: Mapping[Problem, str] = {"single_label": "accuracy", "multi_label": "exact_match", "regression": "mae"}
+
+GOLDEN_TEXTS: tuple[str, ...] = (
+    "It works.",
+    "The second half was slower than the first, but I enjoyed it anyway.",
+    "Why was my card charged twice for the same order?",
+    "A dull, overlong film with nothing new to say.",
+    "Please cancel the order, not the subscription.",
+    "The train to Geneva leaves at 07:45 from platform 3.",
+    "She never said that the parcel had arrived; she asked where it was.",
+    "Charming, well acted and short: one of the best evenings I have had at the cinema in years, and I would go again.",
+)
 
 
 @dataclass(frozen=True)
@@ -87,17 +100,25 @@ class TextClassification(Task):
         targets = self._targets(rows) if rows and all(row.get("label") is not None for row in rows) else None
         return Encoded(inputs, {name: padding if name == "input_ids" else 0 for name in names}, targets)
 
+    def inputs(self, folder: Path) -> tuple[TensorSpec, ...]:
+        """Return the token inputs of the model in a folder: int64 (batch, sequence) each."""
+        return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in input_names(folder))
+
+    def golden_rows(self, folder: Path) -> list[Row]:
+        """Return eight built-in sentences."""
+        return [{"text": text, "text_pair": None} for text in GOLDEN_TEXTS]
+
     def score(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
         if self.problem == "single_label":
-            right = (outputs.argmax(axis=1) == targets).astype(np.float64)
-            return Score(self.metric, float(right.mean()), "higher", right, {})
+            outcomes = right(outputs, targets)
+            return Score(self.metric, float(outcomes.mean()), "higher", outcomes, {})
         if self.problem == "multi_label":
             chosen = outputs > 0
             wanted = targets > 0.5
-            right = (chosen == wanted).all(axis=1).astype(np.float64)
+            outcomes = (chosen == wanted).all(axis=1).astype(np.float64)
             hits = float((chosen & wanted).sum())
             f1 = 2 * hits / max(float(chosen.sum() + wanted.sum()), 1.0)
-            return Score(self.metric, float(right.mean()), "higher", right, {"micro_f1": f1})
+            return Score(self.metric, float(outcomes.mean()), "higher", outcomes, {"micro_f1": f1})
         values = outputs.reshape(-1).astype(np.float64)
         errors = np.abs(values - targets)
         spread = values.std() * targets.std()
@@ -107,7 +128,7 @@ class TextClassification(Task):
     def agree(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Same label; same set of labels; for regression within 1 % of the first model's spread."""
         if self.problem == "single_label":
-            return np.asarray(first.argmax(axis=1) == second.argmax(axis=1))
+            return same_label(first, second)
         if self.problem == "multi_label":
             return np.asarray(((first > 0) == (second > 0)).all(axis=1))
         return np.asarray(np.abs(first - second).reshape(-1) <= 0.01 * first.std())
@@ -124,10 +145,7 @@ class TextClassification(Task):
                 }
                 for row in chances
             ]
-        shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
-        chances = shifted / shifted.sum(axis=1, keepdims=True)
-        best = chances.argmax(axis=1)
-        return [{"label": self.labels[i], "score": float(row[i])} for i, row in zip(best, chances, strict=True)]
+        return best_labels(outputs, self.labels)
 
     def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         import torch
@@ -139,10 +157,7 @@ class TextClassification(Task):
     def config_options(self) -> dict[str, Any]:
         """Return what a Hugging Face config must say so that a fresh head fits this task."""
         options: dict[str, Any] = {"problem_type": _HF_PROBLEMS[self.problem], "num_labels": self.outputs}
-        if self.labels:
-            options["id2label"] = dict(enumerate(self.labels))
-            options["label2id"] = {label: i for i, label in enumerate(self.labels)}
-        return options
+        return options | (head_options(self.labels) if self.labels else {})
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
@@ -158,14 +173,9 @@ class TextClassification(Task):
 
         if self.problem == "regression":
             return functional.mse_loss(student, teacher)
-        square = temperature * temperature
         if self.problem == "single_label":
-            return square * functional.kl_div(
-                functional.log_softmax(student / temperature, dim=-1),
-                functional.log_softmax(teacher / temperature, dim=-1),
-                reduction="batchmean",
-                log_target=True,
-            )
+            return divergence(student, teacher, temperature)
+        square = temperature * temperature
         chances = (teacher / temperature).sigmoid()
         cross = functional.binary_cross_entropy_with_logits(student / temperature, chances, reduction="none")
         entropy = functional.binary_cross_entropy_with_logits(teacher / temperature, chances, reduction="none")
@@ -176,14 +186,7 @@ class TextClassification(Task):
             return np.array([float(row["label"]) for row in rows], dtype=np.float32)
         ids = {label: i for i, label in enumerate(self.labels)}
         wanted = [row["label"] if self.problem == "multi_label" else [row["label"]] for row in rows]
-        unknown = sorted({str(label) for labels in wanted for label in labels if label not in ids})
-        if unknown:
-            raise DataError(
-                "The data has labels that the model does not know.",
-                value=f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
-                f"the model knows: {', '.join(self.labels[:8])}{' ...' if len(self.labels) > 8 else ''}",
-                fix="Map the model's names to the data's with `labels: {LABEL_0: name, ...}` in the recipe.",
-            )
+        refuse_unknown([str(label) for labels in wanted for label in labels], self.labels)
         if self.problem == "single_label":
             return np.array([ids[row["label"]] for row in rows], dtype=np.int64)
         hot = np.zeros((len(rows), len(self.labels)), dtype=np.float32)

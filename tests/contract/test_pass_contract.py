@@ -45,12 +45,14 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "cast": (Example({}, "onnx"), Example({"keep_float32": ["Softmax"]}, "onnx")),
     "distill": (Example({"teacher": "model", "epochs": 1, "student": {"layers": 1}}, others=("teacher",)),),
     "export": (Example(),),
+    "factorize": (Example({"embeddings": 8, "linears": 0.5, "samples": 8}), Example({"max_error": 0.1, "samples": 8})),
     "finetune": (Example({"epochs": 1, "batch_size": 8}), Example({"epochs": 1, "init": TINY}, None)),
     "prune": (
         Example({"macs": 0.5, "samples": 8, "round_to": 8, "min_neurons": 8}),
         Example({"layers": 1, "samples": 8}),
     ),
     "quantize": (Example({}, "onnx"), Example({"method": "static"}, "onnx")),
+    "trim": (Example({"margin": 3}), Example({"vocabulary": "all"})),
 }
 RUNS = [(name, i) for name in passes for i in range(len(EXAMPLES.get(name, ())))]
 

@@ -15,6 +15,7 @@ from compress.errors import DataError
 from compress.tasks.base import Task, task_from, tasks
 
 TEXTS = ("the film was great", "a dull train , not slow", "she was fine and i was good")
+IMAGES = tuple(np.full((8, 8), level, dtype=np.uint8) for level in (0, 100, 255))
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,27 @@ class Example:
     right: np.ndarray
     wrong: np.ndarray
     unknown: Any = None
+    family: str = "bert"
+    """Of the tiny model that reads the rows."""
 
 
 TEXT = {"name": "text-classification", "max_length": 8}
 EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "image-classification": (
+        Example(
+            {
+                "name": "image-classification",
+                "labels": ["bad", "fine", "good"],
+                "problem": "single_label",
+                "max_length": 1,
+            },
+            ("good", "bad", "fine"),
+            np.array([[-1, 0, 2], [2, 1, 0], [0, 3, 1]]),
+            np.array([[2, 0, -1], [0, 1, 2], [3, 0, 1]]),
+            "grand",
+            "vit",
+        ),
+    ),
     "text-classification": (
         Example(
             {**TEXT, "labels": ["bad", "fine", "good"], "problem": "single_label"},
@@ -54,7 +72,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             np.array([[0.5], [-1.0], [2.0]]),
             np.array([[2.5], [1.0], [-2.0]]),
         ),
-    )
+    ),
 }
 CASES = [(name, number) for name in tasks for number in range(len(EXAMPLES.get(name, ())))]
 
@@ -71,12 +89,16 @@ def task(example: Example) -> Task:
 
 
 @pytest.fixture
-def folder(tiny_classifier: Callable[..., Path]) -> Path:
-    return tiny_classifier("bert")
+def folder(example: Example, tiny_classifier: Callable[..., Path], tiny_images: Callable[..., Path]) -> Path:
+    return tiny_images(example.family) if example.family == "vit" else tiny_classifier(example.family)
 
 
 def rows(labels: tuple[Any, ...]) -> list[dict[str, Any]]:
-    return [{"text": text, "text_pair": None, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    """Three examples with every column that any task reads."""
+    return [
+        {"text": text, "text_pair": None, "image": image, "label": label}
+        for text, image, label in zip(TEXTS, IMAGES, labels, strict=True)
+    ]
 
 
 def float32(values: np.ndarray) -> np.ndarray:
@@ -106,11 +128,15 @@ def test_encoding_is_deterministic_and_keeps_real_lengths(task: Task, example: E
     first, second = (task.encode(folder, rows(example.labels)) for _ in range(2))
     assert len(first) == len(TEXTS)
     assert list(first.inputs) == list(second.inputs)
-    assert len(set(first.lengths)) > 1
-    assert max(first.lengths) <= task.max_length
+    if not first.fixed:
+        assert len(set(first.lengths)) > 1
+        assert max(first.lengths) <= task.max_length
+    specs = {spec.name: spec for spec in task.inputs(folder)}
+    assert list(first.inputs) == list(specs)
     for name, arrays in first.inputs.items():
         for a, b in zip(arrays, second.inputs[name], strict=True):
-            assert a.dtype == np.int64
+            assert a.dtype == specs[name].dtype
+            assert len(a.shape) == len(specs[name].shape) - 1
             np.testing.assert_array_equal(a, b)
     assert first.targets is not None
     assert second.targets is not None
@@ -120,7 +146,16 @@ def test_encoding_is_deterministic_and_keeps_real_lengths(task: Task, example: E
 
 
 def test_rows_without_labels_have_no_targets(task: Task, folder: Path) -> None:
-    assert task.encode(folder, [{"text": TEXTS[0]}]).targets is None
+    bare = [{name: cell for name, cell in row.items() if name != "label"} for row in rows((None,) * len(TEXTS))]
+    assert task.encode(folder, bare).targets is None
+
+
+def test_golden_rows_are_few_fixed_and_encodable(task: Task, folder: Path) -> None:
+    first, second = (task.encode(folder, task.golden_rows(folder)) for _ in range(2))
+    assert 1 <= len(first) <= 8
+    for name, arrays in first.inputs.items():
+        for a, b in zip(arrays, second.inputs[name], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_an_unknown_label_is_refused(task: Task, example: Example, folder: Path) -> None:

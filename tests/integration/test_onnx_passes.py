@@ -18,7 +18,8 @@ from compress.data.splits import Split, TaskData
 from compress.errors import DataError, RecipeError
 from compress.export.onnx_clean import find_paths
 from compress.export.trt_api import missing_trt
-from compress.models.golden import GOLDEN_TEXTS, golden_torch
+from compress.models.golden import golden_torch
+from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, passes
 from compress.passes.quantize import Quantize, QuantizeConfig, reduced_range

@@ -336,9 +336,11 @@ def test_narrow_student_with_another_tokenizer_learns_from_logits_alone(bench: B
     student = bench.run(Finetune(), {}, {"init": small, "epochs": 1})
     inputs = {"model": student, "teacher": teacher}
     with pytest.raises(UsageError, match="different tokens"):
-        bench.run(Distill(), inputs, DISTIL)
-    out = bench.run(Distill(), inputs, DISTIL | {"weights": {"hidden": 0}, "transfer": True})
+        bench.run(Distill(), inputs, DISTIL | {"weights": {"hidden": 10}})
+    out = bench.run(Distill(), inputs, DISTIL | {"transfer": True})
     assert out.manifest.notes["unlabelled"] == 40
+    assert out.manifest.notes["hidden_weight"] == 0
+    assert out.manifest.notes["layer_pairs"] == []
     assert out.manifest.parameters == student.manifest.parameters
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     {"runtimes"},
     {"bench"},
     {"distillation", "pruning", "quantization", "export"},
+    {"search"},
     {"passes"},
     {"recipe"},
     {"report"},

@@ -93,6 +93,13 @@ def test_rounds_interleave_and_rotate(fake: type[FakeChild], subjects: list[Subj
     assert rows[2].warnings == ["busy", "launch 1: latency had not settled when warm-up ended"]
 
 
+def test_latency_alone_asks_for_nothing_else(fake: type[FakeChild], subjects: list[Subject], tmp_path: Path) -> None:
+    settings = MeasureSettings(inputs=5, rounds=3)
+    rows = measure(subjects, settings=settings, work=tmp_path, latency_only=True, batch_size=2)
+    assert {op for _, op in fake.log} == {"open", "warmup", "round"}
+    assert [(row.status, row.outputs, row.peak_rss_bytes) for row in rows] == [("ok", None, None)] * 3
+
+
 def test_targets_with_other_threads_form_another_group(
     fake: type[FakeChild], subjects: list[Subject], tmp_path: Path
 ) -> None:

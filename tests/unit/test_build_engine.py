@@ -16,7 +16,7 @@ from compress.export.onnx_clean import write_onnx
 from compress.export.trt_api import load_trt, missing_trt
 from compress.export.trt_build import build_engine, without_folders
 from compress.export.trt_profile import profile_from_lengths
-from compress.models.golden import GOLDEN_TEXTS
+from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.passes.base import ModelInfo
 from compress.passes.build import Build, BuildConfig
 from compress.quantization.fp16 import cast_fp16

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compress.errors import CompressError, ModelError, UsageError
 from compress.models.fresh import fresh_classifier, learn_wordpieces
-from compress.models.golden import GOLDEN_TEXTS, golden_torch
+from compress.models.golden import golden_torch
+from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.models.loading import load_torch
 from compress.models.signature import torch_graph
 from compress.models.source import fetch, label_names, problem_of, take_in

@@ -13,7 +13,7 @@ from compress.data.encoded import Encoded
 from compress.errors import RecipeError, RunError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
-from compress.models.golden import GOLDEN_TEXTS
+from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.quantization.int8 import CalibrationReader, quantize_dynamic, quantize_static
 from compress.quantization.isa import isa_flags, needs_reduced_range
 from compress.tasks.text_classification import TextClassification

@@ -1,0 +1,31 @@
+"""Families of encoders: what is supported, what is refused and why, and the parts of a model by role."""
+
+from __future__ import annotations
+
+from compress.models.families.catalogue import FAMILIES, REFUSALS, Family, Refusal, family_of
+from compress.models.families.layers import (
+    Dimensions,
+    EncoderLayer,
+    dimensions,
+    encoder_layers,
+    find_module,
+    layer_list,
+    patches,
+    replace_module,
+)
+
+__all__ = [
+    "FAMILIES",
+    "REFUSALS",
+    "Dimensions",
+    "EncoderLayer",
+    "Family",
+    "Refusal",
+    "dimensions",
+    "encoder_layers",
+    "family_of",
+    "find_module",
+    "layer_list",
+    "patches",
+    "replace_module",
+]

@@ -1,0 +1,182 @@
+"""The parts of an encoder by role, whatever its family calls them: sizes, layers, projections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, cast
+
+from compress.errors import ModelError
+from compress.models.families.catalogue import Family, family_of
+
+if TYPE_CHECKING:
+    from torch.nn import Linear, Module
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a dense encoder, as its config.json gives them.
+
+    Attributes:
+        layers, hidden, heads, neurons: of the encoder; heads and neurons are those of one layer.
+        positions: longest input in tokens; of an encoder of images, the tokens of every input.
+        own_head_size: features of one head where config.json gives them; otherwise they are hidden / heads.
+        images: whether the inputs are images.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    neurons: int
+    positions: int
+    own_head_size: int | None = None
+    images: bool = False
+
+    @property
+    def head_size(self) -> int:
+        return self.own_head_size or self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """One encoder layer by role: a view, so it follows the layer when units or whole sub-layers are removed.
+
+    Asking for a projection of a sub-layer that was removed is an error; ``heads`` and ``neurons`` are 0 then.
+
+    Attributes:
+        module: the layer.
+        head_size: features of one head.
+        family: names of the parts.
+    """
+
+    module: Module
+    head_size: int
+    family: Family
+
+    @property
+    def attention(self) -> Module:
+        """The module that carries the head count; a ``NoAttention`` where the attention was removed."""
+        return cast("Module", find_module(self.module, self.family.attention))
+
+    @property
+    def query(self) -> Linear:
+        """(hidden) -> (heads * head_size)."""
+        return self._of_attention(f"{self.family.attention}.{self.family.query}")
+
+    @property
+    def key(self) -> Linear:
+        """(hidden) -> (heads * head_size)."""
+        return self._of_attention(f"{self.family.attention}.{self.family.key}")
+
+    @property
+    def value(self) -> Linear:
+        """(hidden) -> (heads * head_size)."""
+        return self._of_attention(f"{self.family.attention}.{self.family.value}")
+
+    @property
+    def attention_out(self) -> Linear:
+        """(heads * head_size) -> (hidden)."""
+        return self._of_attention(self.family.attention_out)
+
+    @property
+    def ffn_in(self) -> Linear:
+        """(hidden) -> (neurons)."""
+        return self._of_ffn(self.family.ffn_in)
+
+    @property
+    def ffn_out(self) -> Linear:
+        """(neurons) -> (hidden)."""
+        return self._of_ffn(self.family.ffn_out)
+
+    @property
+    def heads(self) -> int:
+        return 0 if self._is_gone(self.family.attention_out) else int(self.query.out_features) // self.head_size
+
+    @property
+    def neurons(self) -> int:
+        return 0 if self._is_gone(self.family.ffn_out) else int(self.ffn_in.out_features)
+
+    def _is_gone(self, projection: str) -> bool:
+        from compress.models.removed import BiasOnly
+
+        return isinstance(find_module(self.module, projection), BiasOnly)
+
+    def _of_attention(self, path: str) -> Linear:
+        return self._find(path, gone=self._is_gone(self.family.attention_out))
+
+    def _of_ffn(self, path: str) -> Linear:
+        return self._find(path, gone=self._is_gone(self.family.ffn_out))
+
+    def _find(self, path: str, gone: bool) -> Linear:
+        if gone:
+            raise ModelError(
+                "The layer has no such projection: its sub-layer was removed.",
+                value=path,
+                fix="Look at `heads` and `neurons` first: they are 0 where the sub-layer is gone.",
+            )
+        return cast("Linear", find_module(self.module, path))
+
+
+def dimensions(config: Mapping[str, Any]) -> Dimensions:
+    """Read the sizes of an encoder from its config.json.
+
+    Raises:
+        ModelError: the model_type is not supported, or a size is missing.
+    """
+    family = family_of(str(config.get("model_type")))
+    positions = ("image_size", "patch_size") if family.image_tokens else ("max_position_embeddings",)
+    keys = (family.layers_key, family.hidden_key, family.heads_key, family.neurons_key)
+    missing = [key for key in (*keys, *positions) if key not in config]
+    if missing:
+        raise ModelError(
+            "config.json lacks a size of the encoder.",
+            value=", ".join(missing),
+            fix="Save the model again with `save_pretrained` of a current Transformers release.",
+        )
+    layers, hidden, heads, neurons = (int(config[key]) for key in keys)
+    if family.image_tokens:
+        tokens = patches(config) + family.image_tokens
+    else:
+        tokens = int(config["max_position_embeddings"]) - family.position_offset
+    own_head_size = config.get(family.head_size_key) if family.head_size_key else None
+    return Dimensions(layers, hidden, heads, neurons, tokens, own_head_size, images=bool(family.image_tokens))
+
+
+def patches(config: Mapping[str, Any]) -> int:
+    """Return how many patches the config.json of an encoder of images cuts its input into."""
+    height, width = _pair(config["image_size"])
+    patch_height, patch_width = _pair(config["patch_size"])
+    return (height // patch_height) * (width // patch_width)
+
+
+def layer_list(model: PreTrainedModel) -> Any:
+    """Return the ``ModuleList`` of encoder layers of a model, with or without a head."""
+    return find_module(model.base_model, family_of(model.config.model_type).layers)
+
+
+def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
+    """Return the encoder layers of a model by role, first to last.
+
+    Raises:
+        ModelError: the model_type is not supported.
+    """
+    family = family_of(model.config.model_type)
+    head_size = dimensions(model.config.to_dict()).head_size
+    return [EncoderLayer(layer, head_size, family) for layer in layer_list(model)]
+
+
+def find_module(root: Any, path: str) -> Any:
+    """Follow a dotted attribute path."""
+    return reduce(getattr, path.split("."), root)
+
+
+def replace_module(root: Any, path: str, module: Module) -> None:
+    """Put a module where a dotted attribute path points."""
+    parent, _, name = path.rpartition(".")
+    setattr(find_module(root, parent) if parent else root, name, module)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
