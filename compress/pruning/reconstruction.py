@@ -47,7 +47,8 @@ def reconstruct(
         dense: unchanged.
         examples: from the training split; labels are not needed.
         batch_size: examples per forward pass; does not change the result.
-        damp: how strongly the weights are held where they are, relative to the mean square of the inputs.
+        damp: how strongly the weights are held where they are, relative to the mean square of the inputs; weights that
+            are already compensated want much of it, or the refit follows the noise of few examples.
         count: called with (sub-layers done, sub-layers in total).
 
     Raises:

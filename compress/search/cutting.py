@@ -36,7 +36,8 @@ class Method:
     Attributes:
         importance: a registered importance.
         reconstruct: refit the output projections of the cut model on the examples.
-        search: candidates that a local search scores on real inputs; 0: the ranking's losses decide alone.
+        search: candidates scored on real inputs, the first by the measured loss of every sub-layer alone, the
+            rest by local search from it; 0: the ranking's losses decide, if they are comparable.
         uniform: all heads stay and every layer gets the same number of neurons.
         batch_size: examples per forward pass.
         seed: of the local search.
@@ -113,17 +114,13 @@ class Cutter:
         few = self.examples.select(range(min(SCORED, len(self.examples))))
         score = CandidateScorer(self.model, self._task, self.ranking, few, self._method.batch_size)
         if self._curves is None:
-            self._curves = (
-                ladders
-                if self.ranking.comparable
-                else sensitivity_curves(ladders, costs, score, count=self._counting("sensitivity of sub-layers"))
-            )
+            self._curves = sensitivity_curves(ladders, costs, score, count=self._counting("sensitivity of sub-layers"))
         found = search(
             self._curves,
             costs,
             budget,
             score,
-            steps=self._method.search,
+            steps=max(self._method.search - 1, 0),
             seed=self._method.seed,
             count=self._counting("searching widths"),
         )

@@ -297,7 +297,9 @@ def test_stored_and_live_teacher_outputs_train_alike(
     live = bench.run(Distill(), inputs, config)
     assert live.manifest.notes["teacher_outputs"] == "computed in every step"
     for name, weight in weights(stored.path).items():
-        np.testing.assert_allclose(weight, weights(live.path)[name], atol=2e-3)
+        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding, which Adam scales up
+            np.testing.assert_allclose(weight, weights(live.path)[name], atol=2e-3, err_msg=name)
+    assert divergence(stored, live) < 5e-3
 
 
 def test_the_teacher_runs_once_for_many_distillations(bench: Bench, teacher: Artifact, pruned: Artifact) -> None:
