@@ -18,6 +18,7 @@ from compress.bench.statistics import (
     ratio_of_totals,
     wilson_interval,
 )
+from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Baseline, Measured
 from compress.pipeline.running import RunState
 from compress.report import model as report
@@ -32,7 +33,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
     """Return the rows in the order in which they were measured."""
     by_cell = {(m.subject, m.target): m for m in measured.measurements}
     targets = {target.name: target for target in measured.targets}
-    scores = {cell: _score(state, m, measured.answers) for cell, m in by_cell.items()}
+    scores = {cell: score_of(state, m, measured.answers) for cell, m in by_cell.items()}
     reference = _reference_cell(measured, by_cell)
     rows = []
     for cell, measurement in by_cell.items():
@@ -61,7 +62,8 @@ def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measureme
     return None
 
 
-def _score(state: RunState, measurement: Measurement, answers: np.ndarray | None) -> Score | None:
+def score_of(state: RunState, measurement: Measurement, answers: np.ndarray | None) -> Score | None:
+    """Return the score of a measured artifact on the exact target, if it gave outputs and the split has labels."""
     if measurement.outputs is None or answers is None:
         return None
     return state.task.score(measurement.outputs, answers)
@@ -78,6 +80,7 @@ def _row(
         reason=m.reason,
         evidence=target.evidence,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
+        family=family(state, m.subject),
         accuracy=None if score is None else _accuracy(score),
         latency=_latency(m),
         speedups=speedups,
@@ -121,21 +124,26 @@ def _against(
     first, second = by_cell[reference].outputs, by_cell[cell].outputs
     if cell == reference or base is None or score is None or first is None or second is None:
         return {}
+    return {
+        "agreement": float(state.task.agree(first, second).mean()),
+        "difference": difference(reference[0], base, score),
+    }
+
+
+def difference(baseline: str, base: Score, score: Score) -> report.Difference:
+    """Return ``score`` minus ``base``, paired on the same examples; ``baseline`` is the step that ``base`` is of."""
     percent = score.metric in PERCENT
     scale = 100.0 if percent else 1.0
     paired = paired_difference(base.outcomes, score.outcomes)
-    return {
-        "agreement": float(state.task.agree(first, second).mean()),
-        "difference": report.Difference(
-            baseline=reference[0],
-            unit="percent" if percent else "plain",
-            points=scale * paired.value,
-            low=scale * paired.low,
-            high=scale * paired.high,
-            p_value=paired.p_value,
-            text=_resolved(paired, base, score),
-        ),
-    }
+    return report.Difference(
+        baseline=baseline,
+        unit="percent" if percent else "plain",
+        points=scale * paired.value,
+        low=scale * paired.low,
+        high=scale * paired.high,
+        p_value=paired.p_value,
+        text=_resolved(paired, base, score),
+    )
 
 
 def _resolved(paired: PairedDifference, base: Score, score: Score) -> str:

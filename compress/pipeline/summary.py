@@ -16,6 +16,8 @@ from compress.pipeline.planning import SOURCE
 from compress.pipeline.public import public_path, public_recipe
 from compress.pipeline.rows import PERCENT, build_rows
 from compress.pipeline.running import RunState, StepOutcome
+from compress.pipeline.searches import latency_searches, widths
+from compress.pipeline.students import student_matches
 from compress.pipeline.verdict import choose
 from compress.report import model as report
 from compress.runtimes.base import runtimes
@@ -43,6 +45,8 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         data=_data(state, measured.split),
         targets=tuple(_target(target) for target in measured.targets),
         rows=tuple(rows),
+        searches=tuple(latency_searches(state, measured)),
+        students=tuple(student_matches(state, measured)),
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
@@ -95,6 +99,7 @@ def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], 
         macs=manifest.macs if manifest else None,
         parity=_parity(parents.get("model", ""), outcome),
         gates=tuple(_gate(gate) for gate in outcome.gates),
+        widths=widths(manifest.notes) if manifest else None,
         notes={**(manifest.notes if manifest else {}), **_parity_note(outcome)},
     )
 

@@ -25,6 +25,7 @@ class Cell:
         tone: what the value means for the reader.
         tags: marks beside the text.
         span: number of columns that it fills.
+        fill: share from 0 to 1 that a bar behind the text shows; None for no bar.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Cell:
     tone: Tone = "plain"
     tags: tuple[Tag, ...] = ()
     span: int = 1
+    fill: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Point:
-    """A row of a Pareto plot: latency in ms, accuracy as the record holds it, the size of the artifact."""
+    """A row of a Pareto plot: latency in ms, accuracy as the record holds it, the size of the artifact.
+
+    ``family`` says how the model became small ("dense", "pruned", "student"; empty if unknown), ``int8``
+    whether it computes in 8 bits; ``speedup`` is a text.
+    """
 
     label: str
     x: float
@@ -104,6 +110,9 @@ class Point:
     size_bytes: int | None
     pareto: bool
     ships: bool
+    family: str = ""
+    int8: bool = False
+    speedup: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.report import numbers, sections_record, sections_results
+from compress.report import numbers, sections_record, sections_results, sections_search
 from compress.report.blocks import Section, Tone
 from compress.report.model import Report, Row
 
@@ -45,6 +45,7 @@ class Document:
 
 def build(report: Report) -> Document:
     """Lay out a report as text blocks; renderers add nothing but markup."""
+    searched = (sections_search.students(report), sections_search.latency(report), sections_search.widths(report))
     return Document(
         title=report.title,
         subtitle=f"recipe {report.recipe}, {created(report)}, mcompress {report.version}",
@@ -52,6 +53,7 @@ def build(report: Report) -> Document:
         sections=(
             sections_results.results(report),
             sections_results.accuracy(report),
+            *(section for section in searched if section),
             sections_record.gates(report),
             sections_results.details(report),
             sections_record.subject(report),

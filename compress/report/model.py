@@ -18,6 +18,7 @@ SCHEMA: Literal[1] = 1
 
 Outcome = Literal["pass", "fail", "unresolved"]
 Unit = Literal["percent", "plain"]
+Family = Literal["dense", "pruned", "student"]
 
 
 class _Frozen(BaseModel):
@@ -85,6 +86,17 @@ class Gate(_Frozen):
     text: str = Field("", description="the verdict in a sentence")
 
 
+class Widths(_Frozen):
+    """What an encoder kept in each of its layers; 0 where a whole sub-layer went."""
+
+    layers: tuple[int, ...] = Field(description="positions of the layers that stay, from 0, in the incoming model")
+    heads: tuple[int, ...] = Field(description="attention heads of each layer that stays")
+    neurons: tuple[int, ...] = Field(description="feed-forward neurons of each layer that stays")
+    full_layers: int = Field(description="layers of the dense model")
+    full_heads: int = Field(description="heads of one of its layers")
+    full_neurons: int = Field(description="neurons of one of its layers")
+
+
 class Step(_Frozen):
     """One step of the recipe and what came of it."""
 
@@ -104,6 +116,7 @@ class Step(_Frozen):
     macs: int | None = Field(None, description="multiply-accumulates of one 128-token input")
     parity: Parity | None = None
     gates: tuple[Gate, ...] = ()
+    widths: Widths | None = Field(None, description="of a step that pruned an encoder")
     notes: dict[str, JsonValue] = Field(default_factory=dict, description="what the pass put on record")
 
 
@@ -209,6 +222,7 @@ class Row(_Frozen):
     reason: str = Field("", description="why the status is not ok")
     evidence: str = Field("measured", description="measured, proxy, emulated, modelled, ingested")
     deliverable: bool = Field(False, description="a leaf whose gates did not fail")
+    family: Family | None = Field(None, description="how the model became small: neither, pruned, or another student")
     accuracy: Accuracy | None = None
     difference: Difference | None = None
     agreement: float | None = Field(None, description="share of predictions equal to the reference's, 0 to 1")
@@ -227,6 +241,41 @@ class Row(_Frozen):
     not_measured: dict[str, str] = Field(
         default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'
     )
+
+
+class LatencySearch(_Frozen):
+    """A ``prune`` step that searched for a latency: asked, predicted, measured by the search, measured here.
+
+    All speed-ups are over the dense FP32 ONNX model on the same target, each of its own session.
+    """
+
+    step: str
+    target: str
+    deploy: str = Field(description="precision that was searched for: fp32, int8, fp16")
+    budget: dict[str, float] = Field(description="speedup, latency_ms or max_drop_points -> what was asked")
+    predicted: float = Field(gt=0, description="speed-up by the latency table")
+    searched: Speedup = Field(description="as the search timed it")
+    attempts: int = Field(ge=1, description="models that were built and timed")
+    artifact: str | None = Field(None, description="the step made from it, at that precision, that was measured here")
+    measured: Speedup | None = Field(None, description="of that step, in this report")
+    measured_ms: float | None = Field(None, description="mean time of one input, in this report")
+    error: float | None = Field(
+        None, description="predicted over measured latency, each a share of the dense model's, minus 1"
+    )
+    met: bool | None = Field(None, description="whether the estimate keeps the budget; null where that is no time")
+    verdict: Outcome | None = Field(None, description="the same for the whole interval")
+    reason: str = Field("", description="why nothing was measured here")
+
+
+class StudentMatch(_Frozen):
+    """A student beside the pruned model whose latency is nearest to its own, on one target."""
+
+    target: str
+    student: str = Field(description="step id")
+    pruned: str = Field(description="step id")
+    slower: float = Field(description="time of the pruned model over the student's, minus 1")
+    difference: Difference = Field(description="student minus pruned model, paired on the same examples")
+    winner: Family | None = Field(None, description="whose score is better beyond the interval; null if neither's")
 
 
 class Environment(_Frozen):
@@ -262,6 +311,8 @@ class Report(_Frozen):
     data: Data
     targets: tuple[TargetRecord, ...]
     rows: tuple[Row, ...]
+    searches: tuple[LatencySearch, ...] = ()
+    students: tuple[StudentMatch, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
     environment: Environment
     reproduce: Reproduce

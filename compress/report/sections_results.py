@@ -177,6 +177,8 @@ def _accuracy_row(row: Row, *, is_reference: bool) -> TableRow:
 
 def pareto(report: Report, target: str) -> Figure | None:
     """The plot of a target, or None if fewer than two rows have both coordinates."""
+    eight_bits = {step.id for step in report.steps if "int8" in step.traits}
+    baseline = next(reversed(report.baselines), "")
     points = tuple(
         Point(
             label=row.step,
@@ -187,6 +189,9 @@ def pareto(report: Report, target: str) -> Figure | None:
             size_bytes=row.size_bytes,
             pareto=row.pareto,
             ships=ships(report, row),
+            family=row.family or "",
+            int8=row.step in eight_bits,
+            speedup=numbers.ratio(row.speedups[baseline].ratio) if baseline in row.speedups else "",
         )
         for row in rows_of(report, target)
         if row.status == "ok" and row.latency and row.accuracy
@@ -194,7 +199,9 @@ def pareto(report: Report, target: str) -> Figure | None:
     if len(points) < 2:
         return None
     rows = rows_of(report, target)
-    kept = ", ".join(p.label for p in points if p.pareto) or "none"
+    frontier = sorted((p for p in points if p.pareto), key=lambda p: -p.x)
+    kept = ", ".join(f"{p.label} ({p.speedup})" if p.speedup else p.label for p in frontier) or "none"
+    over = f" (speed-ups over {baseline})" if any(p.speedup for p in frontier) else ""
     beaten = ", ".join(p.label for p in points if not p.pareto) or "none"
     name, unit = _metric_name(rows), _metric_unit(rows)
     return Figure(
@@ -203,7 +210,7 @@ def pareto(report: Report, target: str) -> Figure | None:
         y_title=f"{name}, {unit}" if unit else name,
         percent=unit == "%",
         points=points,
-        summary=f"Pareto frontier of {target}: {kept}. Dominated (another one is faster and as accurate): {beaten}.",
+        summary=f"Pareto frontier of {target}{over}: {kept}. Dominated (another one is faster and as accurate): {beaten}.",
     )
 
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from compress.report import sections_results
+from compress.report import sections_results, sections_search
 from compress.report.blocks import Cell, Column, Table, TableRow
 from compress.report.document import VerdictBlock, build
 from compress.report.model import Report
@@ -38,6 +38,7 @@ def render_terminal(report: Report, console: Console) -> None:
         _print_target(console, width, target.name, sections_results.describe(target), table)
         for target, table in sections_results.tables(report)
     ]
+    _print_searches(console, width, report)
     absent = sections_results.absent_targets(report)
     if absent.rows:
         console.print(Text("Not measured", style="bold"))
@@ -97,6 +98,20 @@ def _print_target(console: Console, width: int, name: str, note: str, table: Tab
         console.print(Padding(Text(f"! {plain(note_line)}", style="dim"), (0, 0, 0, 2)), width=width)
     console.print()
     return shown
+
+
+def _print_searches(console: Console, width: int, report: Report) -> None:
+    """Print one line on the predictions and one per student; the tables are in the files."""
+    lines = [sections_search.closeness(report)] if report.searches else []
+    lines += sections_search.sentences(report)
+    if not lines:
+        return
+    console.print(Text("Searched", style="bold"))
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    for line in lines:
+        grid.add_row(Text("•", style="dim"), Text(plain(line)))
+    console.print(Padding(grid, (0, 0, 0, 2)), width=width)
+    console.print()
 
 
 def _narrow(table: Table, *, roomy: bool) -> Table:
