@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HIDDEN_WEIGHT = 10.0
 """Factor of the hidden-state term where the models' tokens can be compared one by one."""
-_STEPS = 750
+_STEPS = 400
 _RATE = 1e-4
 _FEWEST_EPOCHS, _MOST_EPOCHS = 2, 40
 _MOST_HALVINGS = 4.0
@@ -29,7 +29,7 @@ def halvings(student: PreTrainedModel, teacher: PreTrainedModel) -> float:
 
 
 def choose_epochs(halved: float, examples: int, batch_size: int, new: bool) -> int:
-    """Return the number of epochs: 750 steps and 750 more for each halving, twice that for a new student.
+    """Return the number of epochs: 400 steps and 400 more for each halving, twice that for a new student.
 
     Args:
         halved: see ``halvings``.

@@ -84,7 +84,7 @@ class DistillConfig(PassConfig):
     student: StudentConfig | None = Field(None, description="null = the incoming model is the student")
     epochs: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
-        description="passes over the examples; auto = 750 steps, 750 more for each halving of the encoder, "
+        description="passes over the examples; auto = 400 steps, 400 more for each halving of the encoder, "
         "twice that for a narrower or foreign student; 2 to 40 epochs",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(

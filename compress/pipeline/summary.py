@@ -230,7 +230,11 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
             "A proxy target limits threads and memory on this machine; "
             "it shows what fits and ratios, not a board's milliseconds."
         )
-    trained = [s.id for s in state.plan.steps if s.pass_.trains and state.outcomes[s.id].status == "done"]
+    trained = [
+        s.id
+        for s in state.plan.steps
+        if s.pass_.trains and state.outcomes[s.id].status == "done" and getattr(s.config, "seeds", 1) == 1
+    ]
     if trained:
         names = ", ".join(trained)
         yield f"Trained with one seed ({state.recipe.run.seed}): {names}. Another seed gives another model."

@@ -1,5 +1,7 @@
 """The Pareto plot as inline SVG: accuracy against latency, area of a marker in proportion to bytes.
 
+A marker's colour is its family of methods (dense, pruned, student); a dot inside says that it computes in 8 bits.
+
 Colours come from the page's CSS classes, so the plot follows light and dark; it uses no network and no script.
 """
 
@@ -12,13 +14,16 @@ from itertools import pairwise
 
 from compress.report import numbers
 from compress.report.blocks import Figure, Point
-from compress.report.labels import OPTIONAL, Anchor, Box, Placed, place
+from compress.report.labels import OPTIONAL, Anchor, Box, Placed, place, text_width
 from compress.report.scales import Axis, latency, linear, nice_step, tick_text
 
 _FONT = 13.0
 _LARGEST = 17.0
 """Radius in pixels of the largest marker."""
 _SMALLEST = 3.0
+_FAMILIES = ("dense", "pruned", "student")
+_KEY_ROW = 24.0
+"""Height in pixels of the row that says which colour is which family of methods."""
 
 
 class ParetoPlot:
@@ -32,7 +37,9 @@ class ParetoPlot:
     def __init__(self, figure: Figure, width: int, height: int) -> None:
         self._figure = figure
         self._width, self._height = width, height
-        self._frame = Box(52, 30, width - 16, height - 84)
+        self._families = [name for name in _FAMILIES if any(p.family == name for p in figure.points)]
+        self._foot = height - (_KEY_ROW if self._families else 0.0)
+        self._frame = Box(52, 30, width - 16, self._foot - 84)
         values = [bound * self._factor for p in figure.points for bound in (p.y, p.low, p.high) if bound is not None]
         ticks = max(4, width // 110)
         self._x: Axis = latency([p.x for p in figure.points], self._frame.left, self._frame.right, ticks)
@@ -50,6 +57,7 @@ class ParetoPlot:
             *(self._marker(p) for p in self._drawn()),
             *self._labels(),
             *self._legend(),
+            *self._key(),
             "</svg>",
         ]
         return "\n".join(part for part in parts if part)
@@ -119,9 +127,12 @@ class ParetoPlot:
         unit = "%" if self._figure.percent else ""
         size = f", {numbers.megabytes(point.size_bytes)} MB" if point.size_bytes is not None else ""
         score = numbers.metric(point.y, "percent" if self._figure.percent else "plain")
-        hint = escape(f"{point.label}: {score} {unit}, {numbers.milliseconds(point.x)} ms{size}")
-        circle = f'cx="{x:.1f}" cy="{y:.1f}" r="{self._radius(point.size_bytes):.1f}"'
-        return f'<circle class="marker {_class(point)}" {circle}><title>{hint}</title></circle>'
+        speed = f" ({point.speedup})" if point.speedup else ""
+        hint = escape(f"{point.label}: {score} {unit}, {numbers.milliseconds(point.x)} ms{speed}{size}")
+        radius = self._radius(point.size_bytes)
+        kind = " ".join(filter(None, ("marker", _class(point), point.family)))
+        circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{hint}</title></circle>'
+        return circle + (_eye(x, y, radius) if point.int8 else "")
 
     def _labels(self) -> list[str]:
         points = self._drawn()
@@ -144,7 +155,7 @@ class ParetoPlot:
         """Marker sizes at round numbers of bytes, at the foot of the plot."""
         if not self._most_bytes:
             return []
-        y, x = self._height - 18.0, self._frame.left
+        y, x = self._foot - 18.0, self._frame.left
         lines = []
         for size in _round_sizes(self._most_bytes):
             radius = self._radius(size)
@@ -153,6 +164,21 @@ class ParetoPlot:
             text = f"{size / 1e6:g} MB"
             lines.append(_text(x + radius + 6, y + 4, text, "tick", "start"))
             x += radius + 6 + len(text) * 7.5 + 12
+        return lines
+
+    def _key(self) -> list[str]:
+        """Which colour is which family, and what the eye of a marker means."""
+        if not self._families:
+            return []
+        y, x = self._height - 12.0, self._frame.left + 5
+        lines = []
+        for name in [*self._families, *(["int8"] if any(p.int8 for p in self._figure.points) else [])]:
+            kind = "key" if name == "int8" else f"marker {name}"
+            lines.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>')
+            if name == "int8":
+                lines.append(_eye(x, y, 5.5))
+            lines.append(_text(x + 10, y + 4, name, "tick", "start"))
+            x += 10 + text_width(name, 12.0) + 20
         return lines
 
 
@@ -167,6 +193,11 @@ def _round_sizes(most: int) -> Sequence[int]:
 def _around(a: tuple[float, float], b: tuple[float, float]) -> Box:
     """Return the box of a horizontal or vertical line, 2 pixels wide."""
     return Box(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+
+
+def _eye(x: float, y: float, radius: float) -> str:
+    """The dot inside the marker of a model that computes in 8 bits."""
+    return f'<circle class="eye" cx="{x:.1f}" cy="{y:.1f}" r="{max(1.2, 0.36 * radius):.1f}"/>'
 
 
 def _rank(point: Point) -> int:

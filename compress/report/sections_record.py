@@ -17,7 +17,8 @@ from compress.report.blocks import (
     TableRow,
     Tone,
 )
-from compress.report.model import Gate, Report, Step
+from compress.report.model import Gate, Report, Step, Unit
+from compress.report.notes import label, note_pairs
 
 _TONES: dict[str | None, Tone] = {"pass": "good", "fail": "bad", "unresolved": "warn"}
 _WORDS: dict[str | None, str] = {"pass": "pass", "fail": "fail", "unresolved": "not resolvable", None: "not demanded"}
@@ -115,11 +116,12 @@ _STEPS = (
 def steps(report: Report) -> Section:
     """What each step did: one table, then its resolved configuration and what it put on record."""
     blocks: list[Block] = [Table(_STEPS, tuple(_step_row(step) for step in report.steps))]
+    unit: Unit = next((row.accuracy.unit for row in report.rows if row.accuracy), "percent")
     for step in report.steps:
-        pairs = [*step.config.items(), *step.notes.items()]
+        config = [(label(key), numbers.value_text(value)) for key, value in step.config.items()]
+        pairs = (*config, *note_pairs(step, unit))
         if pairs:
-            blocks.append(Heading(step.id, step.name))
-            blocks.append(Facts(tuple((_label(key), numbers.value_text(value)) for key, value in pairs)))
+            blocks += [Heading(step.id, step.name), Facts(pairs)]
     return Section("steps", "What each step did", tuple(blocks))
 
 
@@ -140,10 +142,6 @@ def _step_row(step: Step) -> TableRow:
             Cell(numbers.short_digest(step.digest), tone="muted"),
         )
     )
-
-
-def _label(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def subject(report: Report) -> Section:

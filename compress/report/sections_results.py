@@ -199,18 +199,19 @@ def pareto(report: Report, target: str) -> Figure | None:
     if len(points) < 2:
         return None
     rows = rows_of(report, target)
-    frontier = sorted((p for p in points if p.pareto), key=lambda p: -p.x)
+    frontier = [point for point in points if point.pareto]
     kept = ", ".join(f"{p.label} ({p.speedup})" if p.speedup else p.label for p in frontier) or "none"
     over = f" (speed-ups over {baseline})" if any(p.speedup for p in frontier) else ""
     beaten = ", ".join(p.label for p in points if not p.pareto) or "none"
     name, unit = _metric_name(rows), _metric_unit(rows)
+    words = f"Pareto frontier of {target}{over}: {kept}. Dominated (another one is faster and as accurate): {beaten}."
     return Figure(
         title=f"{name} against latency on {target}",
         x_title="p50 latency, ms",
         y_title=f"{name}, {unit}" if unit else name,
         percent=unit == "%",
         points=points,
-        summary=f"Pareto frontier of {target}{over}: {kept}. Dominated (another one is faster and as accurate): {beaten}.",
+        summary=words,
     )
 
 

@@ -1,9 +1,9 @@
-"""Sections about what was searched for: latencies asked, predicted and measured, widths, students beside pruned models."""
+"""Sections about searches: latencies asked, predicted and measured, widths, students beside pruned models."""
 
 from __future__ import annotations
 
 from compress.report import numbers
-from compress.report.blocks import Bullets, Cell, Column, Section, Table, TableRow, Tone
+from compress.report.blocks import Bullets, Cell, Column, Paragraph, Section, Table, TableRow, Tone
 from compress.report.model import LatencySearch, Report, Row, StudentMatch, Widths
 from compress.report.sections_results import speedup_cell
 
@@ -33,7 +33,7 @@ def latency(report: Report) -> Section | None:
         "Speed-ups over the dense FP32 ONNX model on the same target, each measured beside it. "
         "The search proposes widths by its prediction and decides by its own measurement."
     )
-    return Section("latency", _LATENCY, (Bullets((closeness(report),)), Table(columns, rows, notes)), intro)
+    return Section("latency", _LATENCY, (Paragraph(closeness(report)), Table(columns, rows, notes)), intro)
 
 
 _LATENCY = "Predicted and measured latency"
@@ -111,7 +111,7 @@ def widths(report: Report) -> Section | None:
         *(Column(f"layer:{i}", f"layer {i}" if i == 1 else str(i)) for i in range(1, count + 1)),
     )
     rows = tuple(row for id_, it in pruned for row in _width_rows(id_, it, count))
-    intro = "Units that stay in each layer, from the input on; a bar is the share of the dense layer's."
+    intro = "Units that stay in each layer, from the input on."
     return Section("widths", "What was pruned where", (Table(columns, rows),), intro)
 
 
@@ -159,9 +159,7 @@ def students(report: Report) -> Section | None:
     )
     rows = tuple(_match_row(report, match) for match in report.students)
     intro = "A smaller student, distilled, is the other way to a fast model. Nothing here is decided on this split."
-    return Section(
-        "students", "Students and pruned models", (Bullets(sentences(report)), Table(columns, rows)), intro
-    )
+    return Section("students", "Students and pruned models", (Bullets(sentences(report)), Table(columns, rows)), intro)
 
 
 def sentences(report: Report) -> tuple[str, ...]:
@@ -177,7 +175,7 @@ def _sentence(report: Report, match: StudentMatch) -> str:
     unit = " points" if change.unit == "percent" else ""
     student, pruned = _row(report, match, match.student), _row(report, match, match.pruned)
     speed, own = _speed(report, pruned), _score(student)
-    beside = "at equal latency" if abs(match.slower) < _EQUAL else f"at {speed}, {_slower(match.slower)}"
+    beside = "at equal latency" if abs(match.slower) < _EQUAL else f"at {speed}, which takes {_slower(match.slower)}"
     return (
         f"At {_speed(report, student)} on {match.target}, {match.student} has {own}{unit} against {_score(pruned)} of "
         f"{match.pruned} {beside}: {_WINS[match.winner]} (student minus pruned model "
@@ -194,9 +192,7 @@ def _match_row(report: Report, match: StudentMatch) -> TableRow:
         cells += [Cell(step), Cell(_speed(report, row)), Cell(_score(row))]
     winner = {"student": "student", "pruned": "pruned model", None: "neither"}[match.winner]
     cells += [
-        Cell(
-            numbers.points(change.points, change.unit), numbers.points_interval(change.low, change.high, change.unit)
-        ),
+        Cell(numbers.points(change.points, change.unit), numbers.points_interval(change.low, change.high, change.unit)),
         Cell(winner, tone="plain" if match.winner else "muted"),
     ]
     return TableRow(tuple(cells))
@@ -207,7 +203,11 @@ def _row(report: Report, match: StudentMatch, step: str) -> Row | None:
 
 
 def _score(row: Row | None) -> str:
-    return numbers.MISSING if row is None or row.accuracy is None else numbers.metric(row.accuracy.value, row.accuracy.unit)
+    return (
+        numbers.MISSING
+        if row is None or row.accuracy is None
+        else numbers.metric(row.accuracy.value, row.accuracy.unit)
+    )
 
 
 def _speed(report: Report, row: Row | None) -> str:
@@ -221,7 +221,7 @@ def _speed(report: Report, row: Row | None) -> str:
 
 
 def _slower(share: float) -> str:
-    """Return "19 % slower" for a time that is longer by that share, "16 % less time" for one that is shorter."""
+    """Return how much more or less time a share is: "20 % more time"."""
     return f"{numbers.fixed(abs(100 * share), 0)} % {'more' if share > 0 else 'less'} time"
 
 

@@ -106,7 +106,7 @@ def _print_searches(console: Console, width: int, report: Report) -> None:
     lines += sections_search.sentences(report)
     if not lines:
         return
-    console.print(Text("Searched", style="bold"))
+    console.print(Text("Searches and students", style="bold"))
     grid = RichTable.grid(padding=(0, 1, 0, 0))
     for line in lines:
         grid.add_row(Text("•", style="dim"), Text(plain(line)))

@@ -20,13 +20,13 @@ from compress.pruning.costs import CostTable, neuron_levels
 from compress.pruning.ladder import Widths
 from compress.runtimes.target import Target
 from compress.search.deploy import Precision, require_onnx_target, spread_over_lengths, time_side_by_side
-from compress.search.fitting import Fit, fit_costs, quiet_totals
+from compress.search.fitting import Curve, Fit, fit_costs, fit_curve, quiet_totals
 from compress.search.probe import probe_config
-from compress.search.variants import choose_variants, dense_total, dense_variants, make_templates
+from compress.search.variants import choose_anchors, choose_variants, dense_total, dense_variants, make_templates
 from compress.store import Store
 from compress.tasks.base import Task
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the stored table; raise it whenever the same key would give other numbers."""
 INPUTS = 32
 """Examples that stand for the user's distribution of lengths."""
@@ -45,7 +45,8 @@ class LatencyTable:
     """A measured table.
 
     Attributes:
-        costs: milliseconds per example of every width; ``costs.total(widths)`` predicts a whole model.
+        costs: milliseconds per example of every width, in models of the size that pruned ones have.
+        curve: from the sum of a model's costs to its milliseconds, over all sizes.
         dense_fp32_ms: the FP32 ONNX of the dense architecture in the same session, which speed-ups refer to.
         worst_fit: largest relative difference between the table and a model that it was made from.
         variants: how many models were timed.
@@ -53,14 +54,23 @@ class LatencyTable:
     """
 
     costs: CostTable
+    curve: Curve
     dense_fp32_ms: float
     worst_fit: float
     variants: int
     tokens: float
 
+    def predict_ms(self, widths: Widths) -> float:
+        """Return the predicted milliseconds per example of a model."""
+        return self.curve.total(self.costs.total(widths))
+
+    def budget(self, ms: float) -> float:
+        """Return the sum of costs of a model that is predicted to take ``ms``."""
+        return self.curve.cost_sum(ms)
+
     def speedup(self, widths: Widths) -> float:
         """Return the predicted speed-up of a model over the dense FP32 one."""
-        return self.dense_fp32_ms / self.costs.total(widths)
+        return self.dense_fp32_ms / self.predict_ms(widths)
 
     def at_least(self, min_heads: int = 0, min_neurons: int = 0) -> LatencyTable:
         """Return the table with other minima of the widths that may be chosen."""
@@ -69,13 +79,14 @@ class LatencyTable:
     def dumps(self) -> str:
         """Return the JSON form; ``LatencyTable.loads`` gives an equal table."""
         record = {name: getattr(self, name) for name in ("dense_fp32_ms", "worst_fit", "variants", "tokens")}
-        return json.dumps(record | {"costs": json.loads(self.costs.dumps())}, indent=1)
+        return json.dumps(record | {"costs": json.loads(self.costs.dumps()), "curve": asdict(self.curve)}, indent=1)
 
     @classmethod
     def loads(cls, text: str) -> LatencyTable:
         """Read what ``dumps`` wrote."""
         record = json.loads(text)
-        return cls(**(record | {"costs": CostTable.loads(json.dumps(record["costs"]))}))
+        curve = Curve(*(tuple(record["curve"][name]) for name in ("sums", "totals")))
+        return cls(**(record | {"costs": CostTable.loads(json.dumps(record["costs"])), "curve": curve}))
 
 
 def latency_table(
@@ -181,9 +192,10 @@ class _Probe:
         """Time all variants and solve for the costs of their parts."""
         layers = int(self.config[family_of(self.config["model_type"]).layers_key])
         variants, dense = choose_variants(self.size, layers, self.grid), dense_variants(self.size, layers)
+        models = list(dict.fromkeys([*variants, *choose_anchors(self.size, layers, self.grid)]))
         emit("latency table: exporting a model of this shape")
         templates = make_templates(self.config, self.inputs(), self.task, {"fp32", self.deploy}, self.target, work)
-        artifacts = {f"{i}": templates[self.deploy].write(v, work / f"{i}") for i, v in enumerate(variants)}
+        artifacts = {f"{i}": templates[self.deploy].write(v, work / f"{i}") for i, v in enumerate(models)}
         artifacts |= {f"fp32-{i}": templates["fp32"].write(v, work / f"fp32-{i}") for i, v in enumerate(dense)}
         rows = time_side_by_side(
             artifacts,
@@ -199,11 +211,15 @@ class _Probe:
         )
         samples = np.array([row.samples_ms[0] for row in rows], dtype=np.float64)
         totals = quiet_totals(samples) / len(self.encoded)
-        fit = fit_costs(variants, totals[: len(variants)])
+        costs = _on_grid(fit_costs(variants, totals[: len(variants)]), self.size, self.grid)
+        sums = np.array([costs.total(model) for model in models])
+        curve = fit_curve(sums, totals[: len(models)])
+        errors = [curve.total(float(each)) / total - 1 for each, total in zip(sums, totals, strict=False)]
         return LatencyTable(
-            costs=_on_grid(fit, self.size, self.grid),
-            dense_fp32_ms=dense_total(self.size, dense, [float(t) for t in totals[len(variants) :]]),
-            worst_fit=max(abs(error) for error in fit.errors),
+            costs=costs,
+            curve=curve,
+            dense_fp32_ms=dense_total(self.size, dense, [float(t) for t in totals[len(models) :]]),
+            worst_fit=max(map(abs, errors)),
             variants=len(rows),
             tokens=float(np.median(self.encoded.lengths)),
         )

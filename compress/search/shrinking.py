@@ -127,26 +127,26 @@ def shrink_to_latency(cutter: Cutter, table: LatencyTable, goal: LatencyGoal, be
     """Return the largest model found that meets the goal as measured, not as predicted.
 
     The table chooses widths for the goal; the model is built, deployed and timed beside the dense one. When it
-    misses, or is faster than asked by more than ``OVERSHOOT``, the budget of the table is corrected by what
+    misses, or is faster than asked by more than ``OVERSHOOT``, what is asked of the table is corrected by what
     was measured and the next model is built.
 
     Raises:
         UsageError: the smallest widths are too slow, or no attempt met the goal.
     """
-    budget = goal.allowed_ms(table.dense_fp32_ms)
+    wanted_ms = goal.allowed_ms(table.dense_fp32_ms)
     attempts: list[_Attempt] = []
     with bench.against(cutter.model) as time:
         while len(attempts) < ATTEMPTS:
-            widths = cutter.choose(table.costs, budget)
+            widths = cutter.choose(table.costs, table.budget(wanted_ms))
             if any(attempt.widths == widths for attempt in attempts):
                 break
             model = cutter.cut(widths)
-            attempt = _Attempt(budget, widths, model, table.costs.total(widths), time(model), goal)
+            attempt = _Attempt(wanted_ms, widths, model, table.predict_ms(widths), time(model), goal)
             attempts.append(attempt)
             bench.emit(attempt.describe())
             if attempt.met and (attempt.slack <= OVERSHOOT or widths == cutter.present):
                 break
-            budget = _corrected(attempts, MARGIN)
+            wanted_ms = _corrected(attempts)
     met = [attempt for attempt in attempts if attempt.met]
     if not met:
         closest = max(attempts, key=lambda attempt: attempt.slack)
@@ -177,17 +177,16 @@ def shrink_to_accuracy(
         UsageError: not even the largest model that was tried stays within the drop.
     """
     own = score(cutter.model)
-    costs = table.costs
-    full = costs.total(cutter.present)
-    least = costs.total(Widths.of_sublayers([costs.levels(i, w)[0] for i, w in enumerate(cutter.present.sublayers)]))
+    smallest = Widths.of_sublayers([table.costs.levels(i, w)[0] for i, w in enumerate(cutter.present.sublayers)])
+    full, least = table.predict_ms(cutter.present), table.predict_ms(smallest)
     low, high = 0.0, math.log(full / max(least, 1e-9 * full))
     best: Shrunk | None = None
     tried = []
     for number in range(HALVINGS):
         factor = math.exp((low + high) / 2)
-        shrunk = shrink_to_cost(cutter, costs, max(full / factor, least))
+        shrunk = shrink_to_cost(cutter, table.costs, table.budget(max(full / factor, least)))
         drop = own - score(shrunk.model)
-        tried.append({"predicted_ms": costs.total(shrunk.widths), "drop_points": drop})
+        tried.append({"predicted_ms": table.predict_ms(shrunk.widths), "drop_points": drop})
         bench.emit(f"{factor:.2f} times as fast: {-drop:+.2f} points on validation", number + 1, HALVINGS)
         if drop <= max_drop:
             best, low = shrunk, math.log(factor)
@@ -202,7 +201,7 @@ def shrink_to_accuracy(
         )
     with bench.against(cutter.model) as time:
         goal = LatencyGoal()
-        chosen = _Attempt(full, best.widths, best.model, costs.total(best.widths), time(best.model), goal)
+        chosen = _Attempt(full, best.widths, best.model, table.predict_ms(best.widths), time(best.model), goal)
     notes = _notes(goal, table, [chosen], chosen, bench)
     return Shrunk(best.model, best.widths, notes | {"budget": {"max_drop_points": max_drop}, "candidates": tried})
 
@@ -211,7 +210,7 @@ def shrink_to_accuracy(
 class _Attempt:
     """One model that was built and timed."""
 
-    budget: float
+    wanted_ms: float
     widths: Widths
     model: PreTrainedModel
     predicted_ms: float
@@ -232,14 +231,14 @@ class _Attempt:
         return f"timed {timed.ms:.2f} ms, {timed.value:.2f} times as fast as dense FP32 ({timed.dense_ms:.2f} ms)"
 
 
-def _corrected(attempts: list[_Attempt], margin: float) -> float:
-    """Return the next budget for the table: between a miss and a hit, else corrected by the last measurement."""
-    misses = [attempt.budget for attempt in attempts if not attempt.met]
-    hits = [attempt.budget for attempt in attempts if attempt.met]
+def _corrected(attempts: list[_Attempt]) -> float:
+    """Return the next latency to ask of the table: between a miss and a hit, else corrected by the last one timed."""
+    misses = [attempt.wanted_ms for attempt in attempts if not attempt.met]
+    hits = [attempt.wanted_ms for attempt in attempts if attempt.met]
     last = attempts[-1]
     if misses and hits:
         return math.sqrt(max(hits) * min(misses))
-    return last.predicted_ms * last.slack / margin
+    return last.predicted_ms * last.slack / MARGIN
 
 
 def _notes(

@@ -21,10 +21,12 @@ from compress.tasks.base import Task
 if TYPE_CHECKING:
     import onnx
 
-NEURON_LEVELS = 14
+NEURON_LEVELS = 11
 """Feed-forward widths that are measured besides 0; those between lie on the line that joins them."""
 HEAD_LEVELS = 12
 """Attention widths that are measured besides 0, at most."""
+ANCHORS = (0.8, 0.6, 0.45, 0.33, 0.25, 0.17, 0.08)
+"""Shares of the dense widths in models that tell how the whole follows from its parts."""
 
 
 def choose_variants(size: Dimensions, layers: int, grid: int) -> list[Widths]:
@@ -48,6 +50,21 @@ def choose_variants(size: Dimensions, layers: int, grid: int) -> list[Widths]:
     variants = [Widths(_spread(width, some_heads, layers), usual.neurons) for width in (0, *heads)]
     variants += [Widths(usual.heads, _spread(width, some_neurons, layers)) for width in (0, *neurons)]
     return list(dict.fromkeys([*variants, _alike(0, 0, layers), Widths((), ())]))
+
+
+def choose_anchors(size: Dimensions, layers: int, grid: int) -> list[Widths]:
+    """Return models of all sizes, all layers alike, from the dense one to a twentieth of it.
+
+    Args:
+        size: of the dense encoder.
+        layers: of the models that are measured.
+        grid: feed-forward widths are multiples of this.
+    """
+    models = [
+        _alike(max(1, round(share * size.heads)), max(1, round(share * size.neurons / grid)) * grid, layers)
+        for share in ANCHORS
+    ]
+    return list(dict.fromkeys([_alike(size.heads, size.neurons, layers), *models]))
 
 
 def dense_variants(size: Dimensions, layers: int) -> list[Widths]:

@@ -19,12 +19,11 @@ from compress.errors import DataError, RecipeError
 from compress.export.onnx_clean import find_paths
 from compress.export.trt_api import missing_trt
 from compress.models.golden import golden_torch
-from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, passes
 from compress.passes.quantize import Quantize, QuantizeConfig, reduced_range
 from compress.store import Store
-from compress.tasks.text_classification import TextClassification
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 ROWS = [{"text": text, "text_pair": None, "label": "fine"} for text in GOLDEN_TEXTS]

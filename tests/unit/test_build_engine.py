@@ -16,12 +16,11 @@ from compress.export.onnx_clean import write_onnx
 from compress.export.trt_api import load_trt, missing_trt
 from compress.export.trt_build import build_engine, without_folders
 from compress.export.trt_profile import profile_from_lengths
-from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.passes.base import ModelInfo
 from compress.passes.build import Build, BuildConfig
 from compress.quantization.fp16 import cast_fp16
 from compress.quantization.int8 import quantize_static
-from compress.tasks.text_classification import TextClassification
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 needs_trt = pytest.mark.skipif(bool(missing_trt()), reason=missing_trt())
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)

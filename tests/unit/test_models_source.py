@@ -17,12 +17,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from compress.errors import CompressError, ModelError, UsageError
 from compress.models.fresh import fresh_classifier, learn_wordpieces
 from compress.models.golden import golden_torch
-from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.models.loading import load_torch
 from compress.models.signature import torch_graph
 from compress.models.source import fetch, label_names, problem_of, take_in
 from compress.tasks.base import task_from
-from compress.tasks.text_classification import TextClassification
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 SIZES = {"vocab_size": 90, "layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
 TASK = TextClassification(("negative", "positive"), max_length=32)

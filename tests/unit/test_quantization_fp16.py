@@ -12,9 +12,8 @@ from compress.artifact import Artifact
 from compress.errors import ModelError, RecipeError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
-from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.quantization.fp16 import FILL, cast_fp16
-from compress.tasks.text_classification import TextClassification
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 

@@ -13,10 +13,9 @@ from compress.data.encoded import Encoded
 from compress.errors import RecipeError, RunError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
-from compress.tasks.text_classification import GOLDEN_TEXTS
 from compress.quantization.int8 import CalibrationReader, quantize_dynamic, quantize_static
 from compress.quantization.isa import isa_flags, needs_reduced_range
-from compress.tasks.text_classification import TextClassification
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 FIRST_QUERY = "bert.encoder.layer.0.attention.self.query/MatMul"

@@ -18,6 +18,7 @@ from compress.pruning.ladder import Widths
 from compress.runtimes.target import find_target
 from compress.search import latency
 from compress.search.deploy import require_onnx_target, spread_over_lengths
+from compress.search.fitting import Curve
 from compress.search.latency import LatencyTable, latency_table
 from compress.search.variants import choose_variants, dense_total, dense_variants
 from compress.store import Store
@@ -162,5 +163,5 @@ def test_key_names_what_the_table_depends_on(change: str, tmp_path: Path, monkey
 
 
 def test_table_round_trips_through_json() -> None:
-    table = LatencyTable(CostTable("ms", 0.5, {0: 0.1, 2: 0.3}, {0: 0.1, 32: 0.2}), 7.25, 0.01, 29, 20.0)
+    table = LatencyTable(CostTable("ms", 0.5, {0: 0.1, 2: 0.3}, {0: 0.1, 32: 0.2}), Curve((1.0, 2.0), (1.1, 3.0)), 7.25, 0.01, 29, 20.0)
     assert LatencyTable.loads(table.dumps()) == table

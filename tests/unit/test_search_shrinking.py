@@ -20,6 +20,7 @@ from compress.pruning.ranking import Ranking
 from compress.runtimes.target import find_target
 from compress.search.cutting import Cutter, Method, present_widths, rank_units
 from compress.search.deploy import Speedup
+from compress.search.fitting import Curve
 from compress.search.latency import LatencyTable
 from compress.search.shrinking import (
     ATTEMPTS,
@@ -80,7 +81,7 @@ class MadeUpBench:
 
 
 def table_of(costs: CostTable, cutter: Cutter) -> LatencyTable:
-    return LatencyTable(costs, costs.total(cutter.present), 0.0, 30, 8.0)
+    return LatencyTable(costs, Curve((1.0, 2.0), (1.0, 2.0)), costs.total(cutter.present), 0.0, 30, 8.0)
 
 
 @pytest.mark.parametrize("error", [0.8, 1.0, 1.3])
