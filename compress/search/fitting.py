@@ -14,7 +14,7 @@ import numpy as np
 from compress.pruning.ladder import Widths
 
 _TOLERANCE = 1e-10
-_SMOOTHNESS = 0.03
+_SMOOTHNESS = 0.08
 """Weight of a change of slope by the mean slope, beside a relative error of a model's total: what noise is expected."""
 _KNOTS = 8
 """Ranges of the curve, equal in the logarithm of the sums."""
