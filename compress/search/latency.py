@@ -145,11 +145,11 @@ def latency_table(
 
 
 def machine() -> dict[str, Any]:
-    """Return the hardware and the versions that a latency belongs to."""
+    """Return what a latency, and every choice made by it, belongs to: hardware, versions, and how tables are made."""
     facts = environment()
     cpu = {name: facts["cpu"][name] for name in ("model", "architecture", "flags", "usable_cores")}
     packages = {name: version for name, version in facts["packages"].items() if name in _PACKAGES}
-    return {"cpu": cpu, "packages": packages}
+    return {"cpu": cpu, "packages": packages, "table": SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Probe:
         """Return the store key: architecture, precision, target, lengths, hardware and versions."""
         return hash_json(
             {
-                "latency table": SCHEMA,
+                "what": "latency table",
                 "size": asdict(self.size),
                 "config": self.config,
                 "inputs": [spec.model_dump() for spec in self.inputs()],

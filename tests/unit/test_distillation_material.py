@@ -135,9 +135,9 @@ def test_defaults_follow_what_was_removed_and_what_the_data_gives(tiny_classifie
     own, whole = (sum(p.numel() for p in model.bert.encoder.parameters()) for model in (pruned, teacher))
     assert halvings(pruned, teacher) == pytest.approx(np.log2(whole / own))
     assert [choose_rate(x) for x in (0, 1, 2, 3)] == [1e-4, 1.4e-4, 2e-4, 2.8e-4]
-    assert choose_epochs(0, 32 * 100, 32, new=False) == 8
-    assert choose_epochs(1, 32 * 100, 32, new=False) == 15
-    assert choose_epochs(1, 32 * 100, 32, new=True) == 30
+    assert choose_epochs(0, 32 * 100, 32, new=False) == 4
+    assert choose_epochs(1, 32 * 100, 32, new=False) == 8
+    assert choose_epochs(1, 32 * 100, 32, new=True) == 16
     assert choose_epochs(0, 10, 32, new=False) == 40
     assert choose_epochs(0, 10**7, 32, new=False) == 2
 
