@@ -27,7 +27,7 @@ def clean(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) -> 
 
     Nodes get the name of the module they came from, axes of the inputs become ``batch`` and ``sequence``
     wherever their symbols appear, and everything that is not computation goes: stack traces, documentation
-    strings, producer fields, ``value_info`` of initializers.
+    strings, producer fields, shapes of inner values.
 
     Args:
         model: weights inside, not in external files.
@@ -36,7 +36,7 @@ def clean(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) -> 
     name_nodes(model.graph)
     rename_axes(model.graph)
     strip_metadata(model)
-    drop_stale_value_info(model.graph)
+    drop_value_info(model.graph)
     for key, value in sorted((metadata or {}).items()):
         model.metadata_props.add(key=key, value=value)
     return model
@@ -53,12 +53,14 @@ def strip_metadata(model: onnx.ModelProto) -> None:
     model.producer_name = PRODUCER
 
 
-def drop_stale_value_info(graph: onnx.GraphProto) -> None:
-    """Drop ``value_info`` of initializers: it goes stale when a weight is rewritten, and shape inference then fails."""
-    initializers = {tensor.name for tensor in graph.initializer}
-    kept = [info for info in graph.value_info if info.name not in initializers]
+def drop_value_info(graph: onnx.GraphProto) -> None:
+    """Drop the recorded types and shapes of inner values; whoever needs them infers them.
+
+    They go stale when a weight is rewritten. And they cost time: with them ONNX Runtime joins every residual sum and
+    LayerNormalization to one SkipLayerNormalization, which is slower on its CPU provider than the two operators
+    (1.31.1: 0.6 of 1.8 ms in a pruned MiniLM-L6 at 22 tokens, on one core).
+    """
     del graph.value_info[:]
-    graph.value_info.extend(kept)
 
 
 def rename_axes(graph: onnx.GraphProto, axes: Sequence[str] = AXES) -> None:

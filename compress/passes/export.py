@@ -24,7 +24,7 @@ class Export(Pass):
     """Traces the model once and writes ``model.onnx`` with its weights, config and tokenizer or preprocessor."""
 
     name: ClassVar[str] = "export"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxscript", "torch", "transformers")
     Config: ClassVar[type[PassConfig]] = ExportConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
