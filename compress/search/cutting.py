@@ -89,8 +89,11 @@ class Cutter:
             self._chosen[place] = self._search(costs, budget)
         return self._chosen[place]
 
-    def cut(self, widths: Widths) -> PreTrainedModel:
-        """Return a copy with these widths: the weakest units removed, compensated and refitted."""
+    def cut(self, widths: Widths, *, refit: bool = True) -> PreTrainedModel:
+        """Return a copy with these widths: the weakest units removed, and what stays compensated and refitted.
+
+        Without ``refit`` the shapes are right and the weights merely cut out: enough to be timed.
+        """
         pruned = copy.deepcopy(self.model)
         for index, (layer, heads, neurons) in enumerate(
             zip(encoder_layers(pruned), widths.heads, widths.neurons, strict=True)
@@ -98,10 +101,11 @@ class Cutter:
             ladders = self.ranking.ladders
             kept = ladders.heads[index].kept(heads), ladders.neurons[index].kept(neurons)
             keep_units(layer, *kept)
-        for sublayer, out in enumerate(_outputs(pruned)):
-            self._compensate(sublayer, widths.sublayers[sublayer], out)
-        if self._method.reconstruct:
-            self._reconstruct(pruned)
+        if refit:
+            for sublayer, out in enumerate(_outputs(pruned)):
+                self._compensate(sublayer, widths.sublayers[sublayer], out)
+            if self._method.reconstruct:
+                self._reconstruct(pruned)
         return pruned
 
     def _search(self, costs: CostTable, budget: float) -> Widths:

@@ -126,7 +126,7 @@ def shrink_to_cost(cutter: Cutter, costs: CostTable, budget: float) -> Shrunk:
 def shrink_to_latency(cutter: Cutter, table: LatencyTable, goal: LatencyGoal, bench: Bench) -> Shrunk:
     """Return the largest model found that meets the goal as measured, not as predicted.
 
-    The table chooses widths for the goal; the model is built, deployed and timed beside the dense one. When it
+    The table chooses widths for the goal; the model is cut, deployed and timed beside the dense one. When it
     misses, or is faster than asked by more than ``OVERSHOOT``, what is asked of the table is corrected by what
     was measured and the next model is built.
 
@@ -140,8 +140,8 @@ def shrink_to_latency(cutter: Cutter, table: LatencyTable, goal: LatencyGoal, be
             widths = cutter.choose(table.costs, table.budget(wanted_ms))
             if any(attempt.widths == widths for attempt in attempts):
                 break
-            model = cutter.cut(widths)
-            attempt = _Attempt(wanted_ms, widths, model, table.predict_ms(widths), time(model), goal)
+            timed = time(cutter.cut(widths, refit=False))
+            attempt = _Attempt(wanted_ms, widths, table.predict_ms(widths), timed, goal)
             attempts.append(attempt)
             bench.emit(attempt.describe())
             if attempt.met and (attempt.slack <= OVERSHOOT or widths == cutter.present):
@@ -156,7 +156,7 @@ def shrink_to_latency(cutter: Cutter, table: LatencyTable, goal: LatencyGoal, be
             fix="Time on an idle machine, ask for less, drop layers with `layers`, or deploy int8.",
         )
     best = min(met, key=lambda attempt: attempt.slack)
-    return Shrunk(best.model, best.widths, _notes(goal, table, attempts, best, bench))
+    return Shrunk(cutter.cut(best.widths), best.widths, _notes(goal, table, attempts, best, bench))
 
 
 def shrink_to_accuracy(
@@ -201,18 +201,17 @@ def shrink_to_accuracy(
         )
     with bench.against(cutter.model) as time:
         goal = LatencyGoal()
-        chosen = _Attempt(full, best.widths, best.model, table.predict_ms(best.widths), time(best.model), goal)
+        chosen = _Attempt(full, best.widths, table.predict_ms(best.widths), time(best.model), goal)
     notes = _notes(goal, table, [chosen], chosen, bench)
     return Shrunk(best.model, best.widths, notes | {"budget": {"max_drop_points": max_drop}, "candidates": tried})
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One model that was built and timed."""
+    """One model that was cut and timed."""
 
     wanted_ms: float
     widths: Widths
-    model: PreTrainedModel
     predicted_ms: float
     timed: Speedup
     goal: LatencyGoal
