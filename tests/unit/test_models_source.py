@@ -203,7 +203,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "left over weight": (_left_over, "do not fit"),
     "other shapes": (lambda f: edit(f, intermediate_size=48), "do not fit"),
     "remote code": (lambda f: edit(f, auto_map={"AutoModel": "x.Y"}), "remote code"),
-    "unsupported family": (lambda f: edit(f, model_type="gpt2"), "not supported"),
+    "unsupported family": (lambda f: edit(f, model_type="gpt2"), "only encoders are supported"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),

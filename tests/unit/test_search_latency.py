@@ -20,7 +20,7 @@ from compress.search import latency
 from compress.search.deploy import require_onnx_target, spread_over_lengths
 from compress.search.fitting import Curve
 from compress.search.latency import LatencyTable, latency_table
-from compress.search.variants import choose_variants, dense_total, dense_variants
+from compress.search.variants import choose_anchors, choose_variants, dense_total, dense_variants
 from compress.store import Store
 from compress.tasks.text_classification import TextClassification
 
@@ -44,7 +44,7 @@ def test_every_attention_width_and_a_ladder_of_neurons_are_measured() -> None:
     assert heads == set(range(13))
     assert {0, 32, 1536} <= neurons
     assert all(width % 32 == 0 for width in neurons)
-    assert 12 <= len(neurons) <= 15
+    assert 10 <= len(neurons) <= 12
     assert Widths((), ()) in variants
     assert Widths((0,) * 6, (0,) * 6) in variants
     assert len(set(variants)) == len(variants) < 35
@@ -52,10 +52,19 @@ def test_every_attention_width_and_a_ladder_of_neurons_are_measured() -> None:
 
 def test_wide_sublayers_are_measured_among_usual_ones() -> None:
     variants = choose_variants(MINILM, 6, 32)
-    assert Widths((12, 4, 4, 12, 4, 4), (352,) * 6) in variants
-    assert Widths((1,) * 6, (352,) * 6) in variants
-    assert Widths((4,) * 6, (1536, 352, 352, 1536, 352, 352)) in variants
+    assert Widths((12, 4, 4, 12, 4, 4), (320,) * 6) in variants
+    assert Widths((1,) * 6, (320,) * 6) in variants
+    assert Widths((4,) * 6, (1536, 320, 320, 1536, 320, 320)) in variants
     assert Widths((4,) * 6, (32,) * 6) in variants
+
+
+def test_anchors_span_all_sizes() -> None:
+    anchors = choose_anchors(MINILM, 6, 32)
+    assert anchors[0] == Widths((12,) * 6, (1536,) * 6)
+    sizes = [model.heads[0] / 12 + model.neurons[0] / 1536 for model in anchors]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.1 * sizes[0]
+    assert all(model.neurons[0] % 32 == 0 for model in anchors)
 
 
 def test_a_dense_width_off_the_grid_is_measured_too() -> None:
