@@ -50,7 +50,8 @@ class FileRecord(_Frozen):
 class Golden(_Frozen):
     """Inputs of built-in examples and the outputs that the artifact gave for them when it was made.
 
-    ``inputs``: name -> (batch, sequence) integers or (batch, channels, height, width) floats. ``outputs``: name -> (batch, ...) floats.
+    ``inputs``: name -> (batch, sequence) integers or (batch, channels, height, width) floats.
+    ``outputs``: name -> (batch, ...) floats.
     """
 
     inputs: dict[str, list[Any]]

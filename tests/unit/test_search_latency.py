@@ -172,5 +172,7 @@ def test_key_names_what_the_table_depends_on(change: str, tmp_path: Path, monkey
 
 
 def test_table_round_trips_through_json() -> None:
-    table = LatencyTable(CostTable("ms", 0.5, {0: 0.1, 2: 0.3}, {0: 0.1, 32: 0.2}), Curve((1.0, 2.0), (1.1, 3.0)), 7.25, 0.01, 29, 20.0)
+    table = LatencyTable(
+        CostTable("ms", 0.5, {0: 0.1, 2: 0.3}, {0: 0.1, 32: 0.2}), Curve((1.0, 2.0), (1.1, 3.0)), 7.25, 0.01, 29, 20.0
+    )
     assert LatencyTable.loads(table.dumps()) == table
