@@ -111,7 +111,7 @@ def test_chain_keeps_outputs_signature_and_provenance(torch_artifact: Artifact, 
 
 
 def test_range_of_weights_follows_the_target_and_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.passes.quantize.isa_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("compress.quantization.isa.isa_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert reduced_range(QuantizeConfig())[0]
     assert reduced_range(QuantizeConfig(reduce_range=False)) == (False, "asked for")
