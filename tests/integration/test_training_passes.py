@@ -266,7 +266,7 @@ def test_prune_plan_predicts_what_apply_makes(teacher: Artifact, pruned: Artifac
 
 def test_prune_takes_all_rows_where_there_are_fewer_than_samples(bench: Bench, teacher: Artifact) -> None:
     made = bench.run(Prune(), {"model": teacher}, {"macs": 0.5, "samples": 10_000})
-    assert made.manifest.notes["samples"] == len(bench.data["train"].rows)
+    assert made.manifest.notes["samples"] == len(DATA["train"].rows)
 
 
 DISTIL = {"teacher": "model", "epochs": 2, "learning_rate": 2e-3, "batch_size": 16}
