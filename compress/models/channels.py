@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError
-from compress.models.families import FAMILIES
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
 
 Channels = Mapping[str, tuple[int, int]]
 """Module path -> (output channels, input channels) of a convolution, a linear or a BatchNorm."""
-
-
-def is_convolutional(model: PreTrainedModel) -> bool:
-    """Say whether a model takes images and is no encoder with heads and neurons."""
-    families = {kind for family in FAMILIES for kind in family.model_types}
-    return model.main_input_name == "pixel_values" and model.config.model_type not in families
 
 
 def channels_of(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

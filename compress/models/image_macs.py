@@ -77,10 +77,9 @@ def count_image_macs(model: PreTrainedModel) -> int:
 
 
 def _attention_macs(model: PreTrainedModel) -> int:
-    from compress.models.channels import is_convolutional
-    from compress.models.families import dimensions, encoder_layers
+    from compress.models.families import dimensions, encoder_layers, is_convolutional
 
-    if is_convolutional(model):
+    if is_convolutional(model.config.to_dict()):
         return 0
     tokens = dimensions(model.config.to_dict()).positions
     return sum(int(2 * tokens**2 * layer.heads * layer.head_size) for layer in encoder_layers(model))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from compress.errors import ModelError, UsageError
-from compress.models.channels import apply_channels, channels_of, is_convolutional
-from compress.models.families import EncoderLayer, dimensions, encoder_layers
+from compress.models.channels import apply_channels, channels_of
+from compress.models.families import EncoderLayer, dimensions, encoder_layers, is_convolutional
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def structure_of(model: PreTrainedModel) -> Structure:
     """Return the shapes that a model has now."""
     from compress.models.factors import ranks_of
 
-    if is_convolutional(model):
+    if is_convolutional(model.config.to_dict()):
         return Structure(model_type=model.config.model_type, channels=channels_of(model))
     layers = [LayerShape(heads=kept_heads(layer), neurons=layer.neurons) for layer in encoder_layers(model)]
     return Structure(model_type=model.config.model_type, layers=tuple(layers), ranks=ranks_of(model))
@@ -112,7 +112,7 @@ def apply_structure(model: PreTrainedModel, structure: Structure) -> None:
     """
     from compress.models.factors import apply_ranks
 
-    if is_convolutional(model):
+    if is_convolutional(model.config.to_dict()):
         apply_channels(model, structure.channels)
         return
     layers = encoder_layers(model)

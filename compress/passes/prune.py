@@ -19,7 +19,7 @@ from compress.models.counting import (
     planned_counts,
 )
 from compress.models.depth import choose_layers
-from compress.models.families import FAMILIES, Dimensions, dimensions, family_of
+from compress.models.families import Dimensions, dimensions, family_of, is_convolutional
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.pruning.importance import importances
@@ -133,7 +133,6 @@ class Prune(Pass):
         return {"machine": machine(), "target": find_target(config.target).model_dump(mode="json")}
 
     def apply(self, inputs: Mapping[str, Artifact], config: PruneConfig, context: Context) -> Artifact:
-        from compress.models.channels import is_convolutional
         from compress.models.counting import count_macs, count_parameters
         from compress.models.golden import golden_torch
         from compress.models.loading import limit_threads, load_torch, save_torch
@@ -142,7 +141,7 @@ class Prune(Pass):
         model = load_torch(source.path, context.task).to(context.device)
         before = count_macs(model)
         with limit_threads(context.threads):
-            prune = _prune_channels if is_convolutional(model) else _prune_encoder
+            prune = _prune_channels if is_convolutional(model.config.to_dict()) else _prune_encoder
             pruned, notes = prune(model, source, config, context)
         pruned.to("cpu")
         save_torch(pruned, context.out, tokenizer_from=source.path)
@@ -158,12 +157,6 @@ class Prune(Pass):
             golden=golden_torch(context.out, context.task),
             **self.provenance(inputs, config, context),
         )
-
-
-def is_convolutional(config: Mapping[str, Any]) -> bool:
-    """Say whether a config.json describes a model of images that is no encoder."""
-    families = {kind for family in FAMILIES for kind in family.model_types}
-    return "num_channels" in config and config.get("model_type") not in families
 
 
 def _summary(config: PruneConfig, importance: str) -> str:

@@ -11,7 +11,7 @@ from compress.artifact import Artifact
 from compress.models.depth import choose_layers, drop_layers
 from compress.models.families import dimensions
 from compress.pruning.costs import CostTable, macs_table, parameters_table
-from compress.runtimes.target import find_target
+from compress.runtimes.target import Target, find_target
 from compress.search.cutting import Cutter, Method, present_widths, rank_units
 from compress.search.latency import LatencyTable, latency_table
 from compress.search.shrinking import (
@@ -95,12 +95,13 @@ def _to_share(cutter: Cutter, full: float, config: PruneConfig) -> Shrunk:
 
 def _to_latency(cutter: Cutter, source: Artifact, examples: Encoded, config: PruneConfig, context: Context) -> Shrunk:
     """Shrink to a measured latency, or to the lowest that the accuracy allows."""
-    table = _table(cutter.model, examples, config, context)
+    target = find_target(config.target)
+    table = _table(cutter.model, examples, target, config, context)
     bench = Bench(
         folder=source.path,
         task=context.task,
         encoded=examples,
-        target=find_target(config.target),
+        target=target,
         precision=config.deploy,
         batch_size=config.batch,
         store=context.store,
@@ -112,14 +113,16 @@ def _to_latency(cutter: Cutter, source: Artifact, examples: Encoded, config: Pru
     return shrink_to_accuracy(cutter, table, score, config.max_drop_points, bench)
 
 
-def _table(model: PreTrainedModel, examples: Encoded, config: PruneConfig, context: Context) -> LatencyTable:
+def _table(
+    model: PreTrainedModel, examples: Encoded, target: Target, config: PruneConfig, context: Context
+) -> LatencyTable:
     settings = model.config.to_dict()
     table = latency_table(
         dimensions(settings),
         settings,
         context.task,
         examples,
-        find_target(config.target),
+        target,
         config.deploy,
         store=context.store,
         grid=config.round_to,

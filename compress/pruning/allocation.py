@@ -58,7 +58,7 @@ def allocate(
     if fixed + sum(each[i].cost for each, i in zip(options, best, strict=True)) <= budget:
         return best
     step = max(rest, 0.0) / buckets
-    tables = [_Steps.of(each, floor, step) for each, floor in zip(options, cheapest, strict=True)]
+    tables = [_Steps.of(each, floor, step, buckets) for each, floor in zip(options, cheapest, strict=True)]
     return _solve(tables, buckets)
 
 
@@ -127,7 +127,7 @@ def uniform_widths(present: Widths, costs: CostTable, budget: float) -> Widths:
 
 
 class _Steps(NamedTuple):
-    """A sub-layer's options that no other beats in loss and cost, cheapest first.
+    """A sub-layer's options that fit and that no other beats in loss and cost, cheapest first.
 
     Attributes:
         places: (n,) int64, positions among the given options.
@@ -140,14 +140,14 @@ class _Steps(NamedTuple):
     loss: np.ndarray
 
     @classmethod
-    def of(cls, options: Sequence[Option], floor: float, step: float) -> _Steps:
+    def of(cls, options: Sequence[Option], floor: float, step: float, buckets: int) -> _Steps:
         kept: list[int] = []
         for i in sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].loss)):
             if not kept or options[i].loss < options[kept[-1]].loss:
                 kept.append(i)
         above = np.array([options[i].cost - floor for i in kept])
         steps = np.ceil(above / step * (1 - 1e-12)) if step > 0 else np.where(above > 0, np.inf, 0.0)
-        fits = np.isfinite(steps)
+        fits = steps <= buckets
         loss = np.array([options[i].loss for i in kept], dtype=np.float64)
         return cls(np.array(kept, dtype=np.int64)[fits], steps[fits].astype(np.int64), loss[fits])
 
@@ -161,8 +161,7 @@ def _solve(tables: Sequence[_Steps], buckets: int) -> list[int]:
         history.append(least)
         least = np.full(buckets + 1, np.inf)
         for steps, loss in zip(table.steps, table.loss, strict=True):
-            if steps <= buckets:
-                np.minimum(least[steps:], history[-1][: buckets + 1 - steps] + loss, out=least[steps:])
+            np.minimum(least[steps:], history[-1][: buckets + 1 - steps] + loss, out=least[steps:])
     spent, chosen = int(np.argmin(least)), []
     for table, before in zip(reversed(tables), reversed(history), strict=True):
         fits = table.steps <= spent

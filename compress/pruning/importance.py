@@ -7,7 +7,7 @@ every unit a score of its own derives from ``ScoredImportance`` and writes only 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,14 +61,6 @@ class Scores:
 
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
-
-    def select(self, layers: Sequence[int]) -> Scores:
-        """Return the scores of some layers, in that order."""
-        return Scores(tuple(self.heads[i] for i in layers), tuple(self.neurons[i] for i in layers))
-
-    def layer_sums(self) -> np.ndarray:
-        """Return (layers,) float64: the importance of each layer as a whole."""
-        return np.array([h.sum() + n.sum() for h, n in zip(self.heads, self.neurons, strict=True)])
 
     def ladders(self) -> Ladders:
         """Return the order from the lowest score to the highest, and the sums of the scores along it."""

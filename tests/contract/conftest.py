@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,9 @@ PATTERNS = ("the film was {} and i was fine", "a {} train , not slow", "she was 
 WORDS = {"bad": ("bad", "dull"), "fine": ("fine", "slow"), "good": ("good", "great")}
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def calm(one_thread: None) -> None:
+    """Every contract runs on one thread."""
 
 
 def sentences() -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from compress.artifact import Artifact
 from compress.data.splits import Split, TaskData
 from compress.distillation.internals import predict
-from compress.errors import DataError, RecipeError, RunError, UsageError
+from compress.errors import RecipeError, RunError, UsageError
 from compress.models.counting import count_macs, count_parameters, planned_counts
 from compress.models.loading import load_torch
 from compress.passes.base import Context, ModelInfo
@@ -28,18 +28,12 @@ from compress.passes.prune import Prune
 from compress.store import Store
 from compress.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ANIMALS, VERBS = ("dog", "cat", "horse", "bird", "fish"), ("runs", "sleeps", "eats", "plays")
 TASK = TextClassification(("no", "yes"), max_length=16)
 INIT = {"vocab_size": 120, "layers": 2, "hidden": 32, "heads": 4, "intermediate": 64}
 FRESH = {"init": INIT, "epochs": 4, "learning_rate": 3e-3, "batch_size": 8}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def sentences(count: int, seed: int) -> list[dict[str, Any]]:

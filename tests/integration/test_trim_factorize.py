@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import compress
 from compress.artifact import Artifact, PassRecord, create_artifact, open_artifact
@@ -24,6 +23,8 @@ from compress.passes.trim import Trim
 from compress.store import Store
 from compress.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASK = TextClassification(("bad", "fine", "good"), max_length=16)
 TRAIN = [{"text": "the film was great", "label": "good"}, {"text": "a dull film", "label": "bad"}] * 4
 OTHERS = [{"text": "the film was dull", "label": "bad"}, {"text": "she works , my order ?", "label": "fine"}]
@@ -35,14 +36,6 @@ STEPS = [
     {"export": {}},
     {"quantize": {}},
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

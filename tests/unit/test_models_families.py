@@ -9,7 +9,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from compress.pruning.masks import masked
 from compress.tasks.base import Task
 from compress.tasks.image_classification import ImageClassification
 from compress.tasks.text_classification import TextClassification
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = ("negative", "neutral", "positive")
 TASK = TextClassification(LABELS, max_length=16)
@@ -74,14 +76,6 @@ CUTS: dict[str, Cut] = {
 
 QUICK = ("bert", "distilbert", "vit")
 """One family of each layout; the others are exported to ONNX in the slow tests."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(name: str) -> PreTrainedModel:

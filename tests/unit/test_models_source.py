@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,10 @@ from compress.models.source import fetch, label_names, problem_of, take_in
 from compress.tasks.base import task_from
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {"vocab_size": 90, "layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
 TASK = TextClassification(("negative", "positive"), max_length=32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def test_a_budget_that_everything_fits_or_only_the_least_fits() -> None:
     options = [[Option(0.1, 1.0), Option(0.3, 0.0)]] * 3
     assert allocate(options, 0.3 + 0.3 + 0.3) == [1, 1, 1]
     assert allocate(options, 0.1 + 0.1 + 0.1) == [0, 0, 0]
+    assert allocate([[Option(0.0, 1.0), Option(1.0, 0.0)]], 1e-18) == [0]  # 1e19 steps away: more than int64 holds
 
 
 def test_options_are_the_levels_with_weighted_losses() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,12 @@ from compress.pruning.ladder import Widths
 from compress.pruning.ranking import Ranking
 from compress.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 TEXTS = ("the film was great", "a dull , slow film .", "i works", "she cancel my order , please : good", "fine") * 3
 WHOLE = Widths((4, 4), (64, 64))
 CASES = (Widths((3, 4), (64, 64)), Widths((4, 2), (40, 8)), Widths((4, 4), (64, 24)), Widths((0, 1), (16, 0)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepare(folder: Path, importance: str = "obs") -> tuple[PreTrainedModel, Encoded, Ranking]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,8 @@ from compress.pruning.masks import Masks, masked
 from compress.pruning.taylor import Taylor
 from compress.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASK = TextClassification(("no", "yes"))
 CONFIG = BertConfig(
     vocab_size=50,
@@ -30,14 +30,6 @@ CONFIG = BertConfig(
     max_position_embeddings=16,
     initializer_range=0.3,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +146,7 @@ def test_every_importance_ranks_what_is_left_of_a_pruned_encoder(name: str, tiny
     assert ranking.comparable
 
 
-def test_registry_and_layer_sums() -> None:
+def test_registry_names_what_it_knows() -> None:
     assert importances.names() == ["fisher", "magnitude", "obs", "taylor"]
     with pytest.raises(UsageError, match="Unknown importance"):
         importances.get("fischer")
-    scores = Scores((np.array([1.0]), np.array([2.0, 3.0])), (np.array([4.0]), np.array([5.0])))
-    assert scores.layer_sums().tolist() == [5.0, 10.0]
-    assert scores.select([1]).layer_sums().tolist() == [10.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,10 @@ from compress.pruning.stream import sublayers
 from compress.pruning.surgeon import Surgeon
 from compress.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASK = TextClassification(("no", "yes"))
 OUTPUTS, COLUMNS, ROWS, DAMP = 5, 12, 40, 1e-2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def classifier(labels: int) -> PreTrainedModel:

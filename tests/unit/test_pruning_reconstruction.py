@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,16 +23,10 @@ from compress.pruning.positions import token_weights
 from compress.pruning.reconstruction import reconstruct
 from compress.pruning.stream import Stream, Sublayer, sublayers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = ("bert", "distilbert", "electra", "roberta", "vit")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def dense(family: str) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.models.families.catalogue import FAMILIES, REFUSALS, Family, Refusal, family_of
+from compress.models.families.catalogue import FAMILIES, REFUSALS, Family, Refusal, family_of, is_convolutional
 from compress.models.families.layers import (
     Dimensions,
     EncoderLayer,
@@ -25,6 +25,7 @@ __all__ = [
     "encoder_layers",
     "family_of",
     "find_module",
+    "is_convolutional",
     "layer_list",
     "patches",
     "replace_module",

@@ -6,7 +6,9 @@ holds the invariants that every family keeps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from compress.errors import ModelError, did_you_mean
 
@@ -172,3 +174,9 @@ def family_of(model_type: str) -> Family:
     raise ModelError(
         "This kind of model is not supported.", value=f"model_type {model_type!r}", fix=did_you_mean(model_type, known)
     )
+
+
+def is_convolutional(config: Mapping[str, Any]) -> bool:
+    """Say whether a config.json describes a model of images that is no encoder of heads and neurons."""
+    families = {kind for family in FAMILIES for kind in family.model_types}
+    return "num_channels" in config and config.get("model_type") not in families
