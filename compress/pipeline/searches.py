@@ -57,6 +57,7 @@ def latency_searches(state: RunState, measured: Measured) -> Iterator[report.Lat
             predicted=search["predicted_speedup"],
             searched=report.Speedup(ratio=search["measured_speedup"], low=low, high=high),
             attempts=len(search["attempts"]),
+            drift=max((row["dense_ms"] / search["table"]["dense_ms"] - 1 for row in search["attempts"]), key=abs),
             **found.record(search["budget"], search["predicted_speedup"]),
         )
 

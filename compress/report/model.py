@@ -256,6 +256,9 @@ class LatencySearch(_Frozen):
     predicted: float = Field(gt=0, description="speed-up by the latency table")
     searched: Speedup = Field(description="as the search timed it")
     attempts: int = Field(ge=1, description="models that were built and timed")
+    drift: float = Field(
+        0.0, description="dense model's time while searching over that in the latency table, minus 1, where largest"
+    )
     artifact: str | None = Field(None, description="the step made from it, at that precision, that was measured here")
     measured: Speedup | None = Field(None, description="of that step, in this report")
     measured_ms: float | None = Field(None, description="mean time of one input, in this report")

@@ -9,6 +9,8 @@ from compress.report.sections_results import speedup_cell
 
 CLOSE = 0.10
 """A prediction counts as close within this share of the measured latency."""
+UNSTEADY = 0.15
+"""A dense model whose time differs by more than this share of it speaks of a busy machine."""
 _EQUAL = 0.05
 """Latencies that differ by less than this share are called equal."""
 _STEP = Column("step", "step", numeric=False)
@@ -29,6 +31,12 @@ def latency(report: Report) -> Section | None:
     )
     rows = tuple(_search_row(search) for search in report.searches)
     notes = tuple(f"{s.step}: not compared: {s.reason}." for s in report.searches if s.reason)
+    notes += tuple(
+        f"{s.step}: while searching, the dense model's time was {numbers.fixed(100 * s.drift, 0, signed=True)} % from "
+        "that in the latency table: the machine was not steady, and a quiet one gives other speed-ups."
+        for s in report.searches
+        if abs(s.drift) > UNSTEADY
+    )
     intro = (
         "Speed-ups over the dense FP32 ONNX model on the same target, each measured beside it. "
         "The search proposes widths by its prediction and decides by its own measurement."

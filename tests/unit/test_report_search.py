@@ -64,6 +64,13 @@ def test_a_missed_budget_is_said(example: Report) -> None:
     assert (cell.text, cell.detail, cell.tone) == ("no", "", "bad")
 
 
+@pytest.mark.parametrize(("drift", "told"), [(0.15, None), (-0.14, None), (0.24, "+24 %"), (-0.3, "−30 %")])
+def test_a_machine_that_was_not_steady_is_told(example: Report, drift: float, told: str | None) -> None:
+    search = example.searches[0].model_copy(update={"drift": drift})
+    (*_, table) = latency(example.model_copy(update={"searches": (search,)})).blocks
+    assert [told in note and "not steady" in note for note in table.notes] == ([] if told is None else [True])
+
+
 def test_widths_show_removed_sublayers_and_dropped_layers(example: Report) -> None:
     lines = render_markdown(example).splitlines()
     assert "| pruned-2ms | heads (of 12) | 6 | 5 | 3 | no layer | 1 | no layer |" in lines

@@ -30,7 +30,8 @@ NOTES = {
         "predicted_speedup": 3.2,
         "measured_speedup": 3.1,
         "interval": [3.05, 3.15],
-        "attempts": [{}, {}],
+        "table": {"dense_ms": 5.0},
+        "attempts": [{"dense_ms": 5.5}, {"dense_ms": 4.0}],
     },
 }
 CHAIN = {
@@ -108,6 +109,7 @@ def test_the_deployed_descendant_is_compared_at_the_searched_precision(tmp_path)
     assert record.error == pytest.approx(3.75 / 3.0 - 1)
     assert (record.met, record.verdict, record.attempts) == (True, "pass", 2)
     assert (record.searched.ratio, record.searched.low, record.searched.high) == (3.1, 3.05, 3.15)
+    assert record.drift == pytest.approx(-0.2)  # of the attempt that was furthest from the table
 
 
 def test_a_budget_that_the_delivered_artifact_misses(tmp_path):
