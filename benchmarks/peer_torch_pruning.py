@@ -132,15 +132,15 @@ class TorchPruningCutter(Cutter):
             fix="Ask for less.",
         )
 
-    def cut(self, widths: Widths) -> PreTrainedModel:
-        """Return a copy that keeps Torch-Pruning's units, refitted if the config says so."""
+    def cut(self, widths: Widths, *, refit: bool = True) -> PreTrainedModel:
+        """Return a copy that keeps Torch-Pruning's units; with ``refit``, refitted if the config says so."""
         from compress.models.structure import keep_units
         from compress.pruning.reconstruction import reconstruct
 
         pruned = copy.deepcopy(self.model)
         for layer, heads, neurons in zip(encoder_layers(pruned), *self._plans[widths], strict=True):
             keep_units(layer, heads, neurons)
-        if self._config.reconstruct:
+        if refit and self._config.reconstruct:
             reconstruct(pruned, self.model, self.examples, self._config.batch_size)
         return pruned
 
