@@ -106,7 +106,10 @@ def read_preprocessor(folder: Path, channels: int) -> Preprocessor:
 
 
 def resize(pixels: np.ndarray, height: int, width: int, resample: int = _BILINEAR) -> np.ndarray:
-    """Resize (height, width, channels) uint8 as Pillow does: the filter widens when it shrinks, so nothing aliases."""
+    """Resize (height, width, channels) uint8 as Pillow does: the filter widens when it shrinks, so nothing aliases.
+
+    Columns first, then rows, rounded in between: the order of PyTorch and of Pillow before 13.
+    """
     if pixels.shape[1] != width:
         pixels = _rounded(np.einsum("ow,hwc->hoc", _weights(pixels.shape[1], width, resample), pixels))
     if pixels.shape[0] != height:
@@ -117,10 +120,12 @@ def resize(pixels: np.ndarray, height: int, width: int, resample: int = _BILINEA
 @lru_cache(maxsize=64)
 def _weights(before: int, after: int, resample: int) -> np.ndarray:
     """Return (after, before) float64: how much each old pixel counts for each new one; rows sum to 1."""
-    centres = (np.arange(after) + 0.5) * (before / after)
-    if resample == _NEAREST:
-        return np.asarray(np.eye(before)[np.minimum(centres.astype(int), before - 1)])
-    stretch = max(before / after, 1.0)
+    scale = before / after
+    if resample == _NEAREST:  # added up, not multiplied, since a tie falls as Pillow's sum of doubles does
+        places = np.cumsum([0.5 * scale, *[scale] * (after - 1)]).astype(int)
+        return np.asarray(np.eye(before)[np.minimum(places, before - 1)])
+    centres = (np.arange(after) + 0.5) * scale
+    stretch = max(scale, 1.0)
     distance = np.abs((np.arange(before) + 0.5)[None, :] - centres[:, None]) / stretch
     weights = np.maximum(0.0, 1.0 - distance) if resample == _BILINEAR else _cubic(distance)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
