@@ -37,7 +37,7 @@ def widths(notes: Mapping[str, Any]) -> report.Widths | None:
 
 
 def latency_searches(state: RunState, measured: Measured) -> Iterator[report.LatencySearch]:
-    """Yield a record for every finished ``prune`` step that timed its models, in the order of the plan."""
+    """Yield a record for every finished step that timed pruned encoders, in the order of the plan."""
     cells = {(m.subject, m.target): m for m in measured.measurements}
     for step in state.plan.steps:
         outcome = state.outcomes[step.id]
@@ -45,7 +45,7 @@ def latency_searches(state: RunState, measured: Measured) -> Iterator[report.Lat
             continue
         notes = outcome.artifact.manifest.notes
         search = notes.get("search", {})
-        if "predicted_speedup" not in search:
+        if "predicted_speedup" not in search or widths(notes) is None:
             continue
         low, high = search["interval"]
         found = _Comparison.of(state, cells, step.id, notes)

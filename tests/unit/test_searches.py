@@ -159,6 +159,8 @@ def test_why_nothing_was_compared(tmp_path):
 def test_steps_without_a_search_give_no_record(tmp_path):
     by_share = NOTES | {"search": {"budget": {"macs": 0.5}, "unit": "MACs", "kept": 0.49}}
     assert list(latency_searches(State(tmp_path, by_share), measured())) == []
+    of_a_plugin = {"search": NOTES["search"]}  # timed, but without the widths that tell its dense model
+    assert list(latency_searches(State(tmp_path, of_a_plugin), measured())) == []
 
 
 def test_lineage_stops_where_shapes_change(tmp_path):
