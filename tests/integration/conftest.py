@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -87,6 +88,7 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
 
     def command(self, *words: Any, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -94,6 +96,11 @@ class Lab:
         process = self.start(*words, **environment)
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to its background jobs: they are started deaf to SIGINT, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
