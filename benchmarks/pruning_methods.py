@@ -248,7 +248,7 @@ def _sections(lines: Sequence[Line], n: int) -> Iterator[str]:
 def _row(line: Line, n: int) -> str:
     name = METHODS[line.entry.method][0]
     if line.speedup is None:
-        return f"| {name} | {line.reason} |" + " |" * 7
+        return f"| {name} | {' '.join(line.reason.split())} |" + " |" * 7
     cells = [
         name,
         " ".join(map(str, line.heads)),
