@@ -36,6 +36,7 @@ from compress.pipeline.planning import make_plan, onnx_baseline
 from compress.pipeline.running import RunState, run_steps
 from compress.pipeline.summary import summarise
 from compress.recipe import Recipe, parse_recipe
+from compress.report.markdown import text
 from compress.store import Store
 
 DEFAULT = "obs"
@@ -123,8 +124,8 @@ def make_recipe(options: argparse.Namespace, wanted: Sequence[Entry]) -> Recipe:
             "seconds": 900.0,
         },
     }
-    text = yaml.safe_dump(recipe, sort_keys=False, width=100)
-    return parse_recipe(text, (), [f"MODEL={options.model}", f"DATA={options.data}"], origin="pruning-methods")
+    dumped = yaml.safe_dump(recipe, sort_keys=False, width=100)
+    return parse_recipe(dumped, (), [f"MODEL={options.model}", f"DATA={options.data}"], origin="pruning-methods")
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _sections(lines: Sequence[Line], n: int) -> Iterator[str]:
 def _row(line: Line, n: int) -> str:
     name = METHODS[line.entry.method][0]
     if line.speedup is None:
-        return f"| {name} | {' '.join(line.reason.split())} |" + " |" * 7
+        return f"| {name} | {text(line.reason)} |" + " |" * 7
     cells = [
         name,
         " ".join(map(str, line.heads)),
