@@ -31,7 +31,7 @@ from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.target import Target
 
-__all__ = ["MeasureSettings", "Measurement", "Subject", "fits", "measure", "predict"]
+__all__ = ["Inspection", "MeasureSettings", "Measurement", "Subject", "fits", "inspect", "measure", "predict"]
 
 
 class Emit(Protocol):
@@ -137,21 +137,45 @@ def _measure_group(
                 emit("measuring: memory, predictions, throughput", number + 1, len(lanes))
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What one run over every example shows of an artifact.
+
+    Attributes:
+        outputs: (n, labels) float32, in the order of the examples.
+        peak_rss_bytes: largest resident memory of the child, its libraries included.
+        placement: what ``Session.placement`` says.
+    """
+
+    outputs: np.ndarray
+    peak_rss_bytes: int
+    placement: Mapping[str, Any]
+
+
 def predict(artifact: Artifact, target: Target, encoded: Encoded, *, work: Path, batch_size: int = 1) -> np.ndarray:
+    """Run every example through an artifact in one fresh child, as ``inspect`` does, and return its outputs."""
+    return _run_all(artifact, target, encoded, work, batch_size, ("predict",))["outputs"]  # type: ignore[no-any-return]
+
+
+def inspect(artifact: Artifact, target: Target, encoded: Encoded, *, work: Path, batch_size: int = 1) -> Inspection:
     """Run every example through an artifact in one fresh child, without the target's memory limit.
 
     Args:
         work: existing folder for intermediate files; they are removed.
         batch_size: examples per padded batch; dynamic INT8 gives other outputs for other batches, hence 1.
 
-    Returns:
-        (n, labels) float32, in the order of the examples.
-
     Raises:
         UsageError: the artifact's kind does not fit the target.
         MissingCapabilityError: the target cannot run here.
         RunError: the child failed.
     """
+    facts = _run_all(artifact, target, encoded, work, batch_size, ("predict", "memory", "placement"))
+    return Inspection(facts["outputs"], facts["peak_rss_bytes"], facts["placement"])
+
+
+def _run_all(
+    artifact: Artifact, target: Target, encoded: Encoded, work: Path, batch_size: int, ops: Sequence[str]
+) -> dict[str, Any]:
     if not fits(artifact.kind, target):
         raise UsageError(
             f"The target {target.name!r} does not run {artifact.kind} artifacts.",
@@ -162,18 +186,20 @@ def predict(artifact: Artifact, target: Target, encoded: Encoded, *, work: Path,
     with tempfile.TemporaryDirectory(dir=work) as folder:
         source, out = Path(folder) / "encoded.npz", Path(folder) / "outputs.npy"
         encoded.save(source)
+        jobs: dict[str, dict[str, Any]] = {"predict": {"out": str(out), "batch": batch_size}}
+        facts: dict[str, Any] = {}
         try:
             with Child(target, limited=False) as child:
                 child.open(str(artifact.path), target, str(source))
-                child.ask("predict", out=str(out), batch=batch_size)
+                for op in ops:
+                    facts |= child.ask(op, **jobs.get(op, {}))
         except ChildError as error:
             raise RunError(
                 f"The artifact could not be run on {target.name!r}.",
                 value=error.reason,
                 fix="Open the file with the runtime itself to see more; produce the artifact again if it is damaged.",
             ) from error
-        outputs: np.ndarray = np.load(out, allow_pickle=False)
-    return outputs
+        return facts | {"outputs": np.load(out, allow_pickle=False)}
 
 
 @dataclass

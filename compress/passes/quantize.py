@@ -1,4 +1,4 @@
-"""``quantize``: INT8 weights and activations of an ONNX model, dynamic or calibrated."""
+"""``quantize``: INT8 weights and activations of an ONNX model: the best form for a target, or one that is named."""
 
 from __future__ import annotations
 
@@ -6,25 +6,36 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.artifact import Artifact, Kind, create_artifact
-from compress.errors import DataError
+from compress.errors import DataError, MissingCapabilityError, RecipeError
 from compress.export.golden import missing_onnxruntime
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.quantization.isa import reduced_range_for
+from compress.quantization.rules import runtimes_with_rules
 from compress.runtimes.target import find_target
 
 if TYPE_CHECKING:
     import onnx
+
+    from compress.data.encoded import Encoded
 
 
 class QuantizeConfig(PassConfig):
     """How to quantize."""
 
     scheme: Literal["int8"] = Field("int8", description="8-bit integers")
-    method: Literal["dynamic", "static"] = Field(
-        "dynamic", description="activations quantized at run time, or with ranges measured on `data.calibration`"
+    method: Literal["auto", "dynamic", "static"] | None = Field(
+        None,
+        description="auto = measure what can win on `target`, and choose; dynamic = activations quantized at run time; "
+        "static = with ranges measured on `data.calibration`; null = auto where a target is given, else dynamic",
+    )
+    goal: Literal["latency", "accuracy"] = Field(
+        "latency", description="auto only: the fastest within `max_drop_points`, or the most accurate that is faster"
+    )
+    max_drop_points: float = Field(
+        1.0, ge=0, description="auto only: points of the metric that the choice may lose on validation"
     )
     per_channel: bool = Field(True, description="one scale for each output column of a weight, not one for all")
     reduce_range: Literal["auto"] | bool = Field(
@@ -36,15 +47,21 @@ class QuantizeConfig(PassConfig):
     embeddings: bool = Field(True, description="store embedding tables in 8 bits too (not with int8 activations)")
     exclude: tuple[str, ...] = Field((), description="globs of node names that stay in float32")
     target: str | None = Field(
-        None, pattern=r"^[^/\\]+$", description="built-in target that the model is for; decides `reduce_range: auto`"
+        None, pattern=r"^[^/\\]+$", description="built-in target that the model is for; decides what `auto` tries"
     )
+
+    @model_validator(mode="after")
+    def _search_has_a_target(self) -> QuantizeConfig:
+        if self.method == "auto" and self.target is None:
+            raise ValueError("`method: auto` measures on a target: give `target`, for example ort-cpu-1t")
+        return self
 
 
 class Quantize(Pass):
-    """Runs ONNX Runtime's quantizer and records what it quantized, what it left, and with which range."""
+    """Quantizes in the form that is named, or in the best of those that it tries; records what stays in float."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     Config: ClassVar[type[PassConfig]] = QuantizeConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
@@ -52,20 +69,32 @@ class Quantize(Pass):
     forbids: ClassVar[frozenset[str]] = frozenset({"int8", "fp16"})
     adds: ClassVar[frozenset[str]] = frozenset({"int8"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
-    uses: ClassVar[tuple[str, ...]] = ("calibration",)
+    uses: ClassVar[tuple[str, ...]] = ("calibration", "validation")
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: QuantizeConfig) -> Plan:
         info = inputs["model"]
+        result = replace(info, traits=info.traits | self.adds)
+        bits = f"{7 if reduced_range(config)[0] else 8}-bit weights"
+        if searches(config):
+            points = f"{config.max_drop_points:g} points"
+            wanted = f"fastest within {points}" if config.goal == "latency" else f"most accurate, at most {points} off"
+            return Plan(f"INT8 on {config.target}: {wanted}, {bits}", result, _missing(config))
         kind = f"static INT8, {config.activation} activations" if config.method == "static" else "dynamic INT8"
-        bits = 7 if reduced_range(config)[0] else 8
-        summary = f"{kind}, {bits}-bit weights"
-        return Plan(summary, replace(info, traits=info.traits | self.adds), missing_onnxruntime())
+        return Plan(f"{kind}, {bits}", result, missing_onnxruntime())
 
     def reads(self, config: QuantizeConfig) -> tuple[str, ...]:
-        return self.uses if config.method == "static" else ()
+        if searches(config):
+            return self.uses
+        return ("calibration",) if config.method == "static" else ()
 
     def settle(self, config: QuantizeConfig) -> dict[str, Any]:
-        return {"reduce_range": reduced_range(config)[0]}
+        """The range of weights follows the machine; a choice by latency belongs to the one that it is measured on."""
+        settled: dict[str, Any] = {"reduce_range": reduced_range(config)[0]}
+        if searches(config):
+            from compress.search.latency import machine
+
+            settled |= {"machine": machine(), "target": find_target(str(config.target)).model_dump(mode="json")}
+        return settled
 
     def apply(self, inputs: Mapping[str, Artifact], config: QuantizeConfig, context: Context) -> Artifact:
         import onnx
@@ -77,7 +106,6 @@ class Quantize(Pass):
 
         source = inputs["model"]
         reduced, reason = reduced_range(config)
-        context.emit(f"quantizing to INT8 ({config.method})")
         quantized, notes = _quantize(onnx.load(source.file()), config, reduced, source, context)
         notes |= _asked(config, context)
         notes |= {"reduce_range": reduced, "reduce_range_reason": reason, "target": config.target}
@@ -108,9 +136,40 @@ def reduced_range(config: QuantizeConfig) -> tuple[bool, str]:
     return reduced_range_for(target)
 
 
+def searches(config: QuantizeConfig) -> bool:
+    """Say whether the form is chosen by measurement: asked for, or the default on a target that has rules.
+
+    Raises:
+        RecipeError: ``target`` is unknown, or ``method: auto`` on one without rules.
+    """
+    if config.target is None or config.method not in ("auto", None):
+        return False
+    target = find_target(config.target)
+    known = target.runtime in runtimes_with_rules() and target.device == "cpu"
+    if config.method == "auto" and not known:
+        raise RecipeError(
+            "INT8 forms cannot be tried on this target.",
+            value=config.target,
+            fix=f"Name one that runs on {' or '.join(runtimes_with_rules())}, or set `method: static`.",
+        )
+    return known
+
+
+def _missing(config: QuantizeConfig) -> tuple[str, ...]:
+    """Say what the target of a search lacks here."""
+    from compress.search.deploy import require_onnx_target
+
+    try:
+        require_onnx_target(find_target(str(config.target)))
+    except MissingCapabilityError as error:
+        return (f"{error.what} ({error.value})",)
+    return missing_onnxruntime()
+
+
 def _asked(config: QuantizeConfig, context: Context) -> dict[str, Any]:
     asked = context.data.notes.get("calibration_asked")
-    return {"calibration_asked": asked} if config.method == "static" and asked is not None else {}
+    used = searches(config) or config.method == "static"
+    return {"calibration_asked": asked} if used and asked is not None else {}
 
 
 def _quantize(
@@ -118,7 +177,13 @@ def _quantize(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     from compress.quantization.int8 import quantize_dynamic, quantize_static
 
-    if config.method == "dynamic":
+    if searches(config):
+        from compress.passes.int8_search import search_int8
+
+        return search_int8(model, source, config, reduced, context)
+    method = config.method or "dynamic"
+    context.emit(f"quantizing to INT8 ({method})")
+    if method == "dynamic":
         return quantize_dynamic(
             model,
             per_channel=config.per_channel,
@@ -126,18 +191,27 @@ def _quantize(
             embeddings=config.embeddings,
             exclude=config.exclude,
         )
-    if "calibration" not in context.data:
-        raise DataError(
-            "Static quantization needs calibration examples, and the data has none.",
-            value="data.calibration",
-            fix="Give `data: {train: ..., calibration: {samples: 256}}`, or use `method: dynamic`.",
-        )
     return quantize_static(
         model,
-        context.task.encode(source.path, context.data["calibration"].rows),
+        calibration_examples(source, context),
         per_channel=config.per_channel,
         reduce_range=reduced,
         embeddings=config.embeddings,
         activation=config.activation,
         exclude=config.exclude,
     )
+
+
+def calibration_examples(source: Artifact, context: Context) -> Encoded:
+    """Return the calibration split as the model's tokenizer or preprocessor encodes it.
+
+    Raises:
+        DataError: the data has none.
+    """
+    if "calibration" not in context.data:
+        raise DataError(
+            "Static quantization needs calibration examples, and the data has none.",
+            value="data.calibration",
+            fix="Give `data: {train: ..., calibration: {samples: 256}}`, or use `method: dynamic`.",
+        )
+    return context.task.encode(source.path, context.data["calibration"].rows)

@@ -6,10 +6,12 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from compress.quantization.rules import rules_for
 from compress.runtimes.target import Target
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+_ARM = frozenset({"aarch64", "arm64"})
 _X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
 
 
@@ -26,23 +28,38 @@ def isa_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     return frozenset.intersection(*cores) if cores else frozenset()
 
 
+def isa_name(flags: Iterable[str] | None = None, machine: str | None = None) -> str:
+    """Return the instruction set that 8-bit products run on: x86-vnni, x86-avx512, x86-avx2, x86-sse, arm64-dot, ...
+
+    These are the keys of the rules in ``compress/quantization/rules``.
+
+    Args:
+        flags: what ``isa_flags`` returns; None = of this machine.
+        machine: what ``platform.machine()`` returns; None = this machine.
+    """
+    known = set(isa_flags() if flags is None else flags)
+    machine = platform.machine() if machine is None else machine
+    if machine in _X86:
+        levels = {"x86-vnni": _VNNI, "x86-avx512": {"avx512bw"}, "x86-avx2": {"avx2"}}
+        return next((name for name, wanted in levels.items() if known & wanted), "x86-sse")
+    if machine in _ARM:
+        return "arm64-dot" if "asimddp" in known or machine == "arm64" else "arm64"
+    return "other"
+
+
 def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tuple[bool, str]:
     """Say whether INT8 weights must keep to 7 bits, and why.
 
     AVX2 multiplies unsigned by signed bytes and adds neighbouring products in 16 bits, saturating: with
-    8-bit weights 255 * 127 * 2 > 2^15 - 1. VNNI and ARM's dot product accumulate in 32 bits.
+    8-bit weights 255 * 127 * 2 > 2^15 - 1. VNNI and ARM's dot product accumulate in 32 bits. The rules of
+    ONNX Runtime hold the decision for each instruction set.
 
     Args:
         flags: what ``isa_flags`` returns.
         machine: what ``platform.machine()`` returns; None = this machine.
     """
-    machine = platform.machine() if machine is None else machine
-    if machine not in _X86:
-        return False, f"{machine} accumulates 8-bit products in 32 bits"
-    found = sorted(_VNNI & set(flags))
-    if found:
-        return False, f"x86 with {found[0]} accumulates 8-bit products in 32 bits"
-    return True, "x86 without VNNI adds 8-bit products in 16 bits, which saturates"
+    rule = rules_for("onnxruntime").isa[isa_name(flags, machine)]
+    return rule.weight_bits == 7, rule.reason
 
 
 def reduced_range_for(target: Target | None) -> tuple[bool, str]:

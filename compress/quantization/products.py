@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from compress.errors import UsageError
 from compress.quantization.graph import Graph
 
 if TYPE_CHECKING:
@@ -86,10 +87,14 @@ def weight_of(graph: Graph, product: Product) -> np.ndarray:
     """Return the weight of a linear layer as (K, N) float32, a table as (rows, columns).
 
     Raises:
-        KeyError: the product has no constant weight.
+        UsageError: the product has no constant weight.
     """
     values = graph.constant(product.weight)
     if values is None:
-        raise KeyError(product.weight)
+        raise UsageError(
+            "This product has no constant weight.",
+            value=product.node,
+            fix="Only linear layers and tables have one.",
+        )
     node = graph.node(product.node)
     return values.T if product.operator == "Gemm" and attribute(node, "transB", 0) else values

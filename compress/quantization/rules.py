@@ -97,6 +97,11 @@ def rules_for(runtime: str) -> Rules:
     return known[runtime]
 
 
+def runtimes_with_rules() -> list[str]:
+    """Return the runtimes that have rules, sorted."""
+    return sorted(_rules())
+
+
 @cache
 def _rules() -> dict[str, Rules]:
     folder = resources.files("compress") / "quantization" / "rules"

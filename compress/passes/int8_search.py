@@ -1,0 +1,83 @@
+"""What ``quantize`` does where it chooses: try the INT8 forms that can win on the target, and keep the best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from compress.artifact import Artifact
+from compress.errors import DataError
+from compress.quantization.isa import isa_flags, isa_name
+from compress.quantization.rules import rules_for
+from compress.runtimes.target import find_target
+from compress.search.quantizing import Int8Search, Limits
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.passes.base import Context
+    from compress.passes.quantize import QuantizeConfig
+
+
+def search_int8(
+    model: onnx.ModelProto, source: Artifact, config: QuantizeConfig, reduced: bool, context: Context
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Return the chosen INT8 graph and what a manifest records of the search.
+
+    Args:
+        model: the graph of ``source``, in float32.
+        source: the artifact that is quantized.
+        config: of the pass; its target has rules.
+        reduced: whether weights keep to 7 bits.
+        context: of the run.
+
+    Raises:
+        DataError: calibration or validation examples are missing.
+        RecipeError: a glob of ``exclude`` matches nothing that could be quantized.
+    """
+    from compress.passes.quantize import calibration_examples
+    from compress.quantization.int8 import excluded_nodes
+
+    target = find_target(str(config.target))
+    if "validation" not in context.data:
+        raise DataError(
+            "Choosing among INT8 forms needs validation examples, and the data has none.",
+            value="data.validation",
+            fix="Give `data: {validation: ...}`, or use `method: dynamic`.",
+        )
+    globs = excluded_nodes(model, ["MatMul", "Gemm", "Gather"], config.exclude)
+    search = Int8Search(
+        source=source,
+        model=model,
+        task=context.task,
+        calibration=calibration_examples(source, context),
+        validation=context.task.encode(source.path, context.data["validation"].rows),
+        target=target,
+        rules=rules_for(target.runtime),
+        limits=Limits(
+            max_drop_points=config.max_drop_points,
+            goal=config.goal,
+            weight_bits=7 if reduced else 8,
+            per_channel=config.per_channel,
+            tables=config.embeddings,
+            excluded=dict.fromkeys(globs, "excluded by the recipe"),
+        ),
+        work=context.scratch,
+        threads=context.threads,
+        seed=context.seed,
+        emit=context.emit,
+    )
+    chosen = search.run()
+    placements = search.placements(chosen)
+    notes = {
+        "method": chosen.form.method,
+        "search": search.notes(chosen),
+        "placement": [{"node": p.node, "operator": p.operator, "reason": p.reason} for p in placements if p.reason],
+        "isa": {"name": isa_name(), "flags": sorted(_INTERESTING & isa_flags())},
+    }
+    return search.write(chosen), notes
+
+
+_INTERESTING = frozenset(
+    {"avx2", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm", "sse4_1"}
+)
+"""Flags that decide how 8-bit products are computed."""

@@ -1,0 +1,361 @@
+"""Try the INT8 forms that can win on a target, measure them side by side, and choose one under an accuracy gate."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from compress.artifact import Artifact, PassRecord, create_artifact
+from compress.bench.protocol import Emit, Inspection, inspect, silent
+from compress.bench.statistics import PairedDifference, paired_difference
+from compress.data.encoded import Encoded
+from compress.errors import DataError
+from compress.quantization.calibration import Calibration, calibrate
+from compress.quantization.first_token import keep_first_token
+from compress.quantization.ranges import OBSERVERS, Observer
+from compress.quantization.rules import Method, Placement, Rules, place
+from compress.quantization.writing import Int8Format, write_int8
+from compress.runtimes.target import Target
+from compress.search.deploy import Speedup, measure_speedup
+from compress.tasks.base import Score, Task
+
+if TYPE_CHECKING:
+    import onnx
+
+Goal = Literal["latency", "accuracy"]
+Cut = Literal["every token", "first token"]
+_TIE = 0.03
+"""Speed-ups closer than this share are a tie, which accuracy decides."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a graph computes, apart from its numbers: what decides its speed.
+
+    Attributes:
+        method: ranges of activations at run time, or calibrated.
+        cut: whether the last layer computes every token, or the first only (exact for a classifier).
+        layout: QDQ pairs, ONNX Runtime's integer operators, or these with fused attention.
+    """
+
+    method: Method
+    cut: Cut
+    layout: Literal["qdq", "integer", "fused"]
+
+    @property
+    def label(self) -> str:
+        """What a report calls it."""
+        return f"{self.method}, {self.layout}, {self.cut}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form with its numbers, and what was measured of it.
+
+    Attributes:
+        observer: how ranges were chosen; None = at run time.
+        smoothing: alpha of SmoothQuant; None = without.
+        restored: node -> reason: what sensitivity put back to float32.
+        size_bytes: of the graph.
+        speedup: of its form, over the float32 graph as it came.
+        drop: loss of the metric against the float32 graph, paired, in its own unit; negative is a gain.
+        integer_share: share of the linear layers' multiply-accumulates in integer kernels; None if unknown.
+    """
+
+    form: Form
+    observer: Observer | None = None
+    smoothing: float | None = None
+    restored: Mapping[str, str] = field(default_factory=dict)
+    size_bytes: int = 0
+    speedup: Speedup | None = None
+    drop: PairedDifference | None = None
+    integer_share: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What a report calls it."""
+        parts = [self.form.label, self.observer or ""]
+        parts += [f"SmoothQuant {self.smoothing:g}"] if self.smoothing is not None else []
+        parts += [f"{len(self.restored)} restored"] if self.restored else []
+        return ", ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must keep, and what it is chosen by.
+
+    Attributes:
+        max_drop_points: largest loss of the metric on validation, in points of a 0-100 scale; an error metric may
+            rise by 2 % instead.
+        goal: ``latency`` takes the fastest, ``accuracy`` the most accurate that is faster than float32.
+        weight_bits: 7 or 8.
+        per_channel: scales of weights.
+        tables: whether embedding tables are stored in 8 bits.
+        excluded: node -> reason: what stays in float32 in every candidate.
+        observers: ways to choose ranges that are tried.
+    """
+
+    max_drop_points: float = 1.0
+    goal: Goal = "latency"
+    weight_bits: Literal[7, 8] = 8
+    per_channel: bool = True
+    tables: bool = True
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    observers: tuple[Observer, ...] = OBSERVERS
+
+
+def choose(candidates: Sequence[Candidate], max_drop: float, goal: Goal) -> Candidate | None:
+    """Return the best candidate whose estimated loss keeps the limit; None if none does.
+
+    Latency: among those within 3 % of the fastest, the most accurate. Accuracy: the most accurate of those that are
+    faster than float32, of all if none is; ties go to the faster.
+    """
+    kept = [it for it in candidates if it.drop is not None and it.speedup is not None and _loss(it) <= max_drop + 1e-9]
+    if not kept:
+        return None
+    if goal == "latency":
+        fastest = max(_ratio(it) for it in kept)
+        kept = [it for it in kept if _ratio(it) >= fastest * (1 - _TIE)]
+    else:
+        kept = [it for it in kept if _ratio(it) > 1.0] or kept
+    return min(kept, key=lambda it: (_loss(it), -_ratio(it), it.label))
+
+
+def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that no other beats: at least as fast and as accurate, and better in one."""
+    known = [it for it in candidates if it.drop is not None and it.speedup is not None]
+
+    def beaten(it: Candidate) -> bool:
+        return any(
+            _ratio(other) >= _ratio(it)
+            and _loss(other) <= _loss(it)
+            and (_ratio(other) > _ratio(it) or _loss(other) < _loss(it))
+            for other in known
+        )
+
+    return [it for it in known if not beaten(it)]
+
+
+def _ratio(candidate: Candidate) -> float:
+    return candidate.speedup.value if candidate.speedup else 0.0
+
+
+def _loss(candidate: Candidate) -> float:
+    return candidate.drop.value if candidate.drop else float("inf")
+
+
+@dataclass
+class Int8Search:
+    """A search over INT8 forms of one float32 graph for one target.
+
+    Attributes:
+        source: the ONNX artifact that is quantized.
+        model: its graph.
+        task: scores outputs.
+        calibration, validation: encoded examples; the second with targets.
+        target: where candidates run.
+        rules: of the target's runtime.
+        limits: gate, goal and numbers.
+        work: existing folder for intermediate files.
+        threads: for calibration.
+    """
+
+    source: Artifact
+    model: onnx.ModelProto
+    task: Task
+    calibration: Encoded
+    validation: Encoded
+    target: Target
+    rules: Rules
+    limits: Limits
+    work: Path
+    threads: int = 1
+    seed: int = 0
+    emit: Emit = silent
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.validation.targets is None:
+            raise DataError(
+                "Choosing among INT8 forms needs labels on validation.",
+                value="data.validation",
+                fix="Give validation rows labels, or set `method: dynamic` or `method: static`.",
+            )
+        short = keep_first_token(self.model)
+        self._graphs: dict[Cut, onnx.ModelProto] = {"every token": self.model}
+        if short is not None:
+            self._graphs["first token"] = short
+        self._best_cut: Cut = "every token" if short is None else "first token"
+        self._calibrations: dict[Cut, Calibration] = {}
+        self._speedups: dict[Form, Speedup] = {}
+
+    def run(self) -> Candidate:
+        """Time the forms, score the candidates, and return the chosen one, or the most accurate if none passes."""
+        self.emit("running the float32 model on validation")
+        self._reference = self._inspect(self.model)
+        self._score = self._scored(self._reference)
+        self._time(self._forms())
+        for candidate in self._plain():
+            self.consider(candidate)
+        return self._chosen() or min(self.candidates, key=lambda it: (_loss(it), -_ratio(it)))
+
+    def _chosen(self) -> Candidate | None:
+        return choose(self.candidates, self.max_drop, self.limits.goal)
+
+    @property
+    def max_drop(self) -> float:
+        """Largest loss that a candidate may have, in the metric's own unit."""
+        higher = self._score.direction == "higher"
+        return self.limits.max_drop_points / 100.0 if higher else 0.02 * abs(self._score.value)
+
+    def _forms(self) -> list[Form]:
+        """Return what is worth timing: every layout on the shorter graph, and the usual one on the given graph."""
+        layouts: dict[Method, list[Literal["qdq", "integer", "fused"]]] = {"static": ["qdq"], "dynamic": []}
+        if self.rules.fused:
+            layouts = {"static": ["qdq", "integer", "fused"], "dynamic": ["integer", "fused"]}
+        forms = [Form(m, self._best_cut, layout) for m in self.rules.methods for layout in layouts[m]]
+        if self._best_cut != "every token":
+            forms += [Form(m, "every token", layouts[m][0]) for m in self.rules.methods if layouts[m]]
+        return forms
+
+    def _time(self, forms: Sequence[Form]) -> None:
+        artifacts = [self._artifact(self.write(Candidate(form, _first(form)))) for form in forms]
+        dense = self._artifact(self.model)
+        self.emit("timing INT8 forms side by side")
+        rows = measure_speedup(
+            artifacts, dense, self.validation, self.target, work=self.work, seed=self.seed, emit=self.emit
+        )
+        self._speedups = dict(zip(forms, rows, strict=True))
+
+    def _plain(self) -> Iterable[Candidate]:
+        """Yield the fastest form of each method with every way to choose ranges."""
+        for method in self.rules.methods:
+            forms = [form for form in self._speedups if form.method == method]
+            if not forms:
+                continue
+            fastest = max(forms, key=lambda form: self._speedups[form].value)
+            observers = self.limits.observers if method == "static" else (None,)
+            yield from (Candidate(fastest, observer) for observer in observers)
+
+    def consider(self, candidate: Candidate) -> Candidate:
+        """Write, run and score a candidate on validation; keep it on record and return it."""
+        self.emit(f"scoring INT8: {candidate.label}")
+        model = self.write(candidate)
+        seen = self._inspect(model)
+        score = self._scored(seen)
+        sign = 1.0 if score.direction == "higher" else -1.0
+        found = replace(
+            candidate,
+            size_bytes=model.ByteSize(),
+            speedup=self._speedups.get(candidate.form),
+            drop=paired_difference(sign * score.outcomes, sign * self._score.outcomes, seed=self.seed),
+            integer_share=seen.placement.get("integer_mac_share"),
+        )
+        self.candidates.append(found)
+        return found
+
+    def write(self, candidate: Candidate) -> onnx.ModelProto:
+        """Return the graph of a candidate."""
+        form = candidate.form
+        ranges = None if candidate.observer is None else self._calibrated(form.cut).ranges(candidate.observer)
+        how = Int8Format(
+            form="qdq" if form.layout == "qdq" else "integer",
+            weight_bits=self.limits.weight_bits,
+            per_channel=self.limits.per_channel,
+            activation=self.rules.activation,
+            fused=form.layout == "fused",
+        )
+        return write_int8(self._graphs[form.cut], self.placements(candidate), ranges, how)
+
+    def placements(self, candidate: Candidate) -> list[Placement]:
+        """Return where each node of a candidate runs, and why."""
+        excluded = {**self.limits.excluded, **candidate.restored}
+        return place(self._graphs[candidate.form.cut], self.rules, excluded=excluded, tables=self.limits.tables)
+
+    def notes(self, chosen: Candidate) -> dict[str, Any]:
+        """Return what a manifest records of the search."""
+        front = pareto(self.candidates)
+        rows = [_row(it, it == chosen, it in front) for it in self.candidates]
+        calibration = self._calibrations.get(chosen.form.cut) or next(iter(self._calibrations.values()), None)
+        return {
+            "target": self.target.name,
+            "goal": self.limits.goal,
+            "max_drop": self.max_drop,
+            "metric": self.task.metric,
+            "examples": len(self.validation),
+            "kept": self._chosen() is not None,
+            "candidates": rows,
+            "forms": [{"label": form.label, **_speedup(it)} for form, it in self._speedups.items()],
+            "float32": {"value": self._score.value, "peak_rss_bytes": self._reference.peak_rss_bytes},
+            "calibration": calibration
+            and {"examples": calibration.examples, "peak_rss_bytes": calibration.peak_rss_bytes},
+        }
+
+    def _calibrated(self, cut: Cut) -> Calibration:
+        if cut not in self._calibrations:
+            self.emit(f"calibrating on {len(self.calibration)} examples ({cut})")
+            graph = self._graphs[cut]
+            placed = place(graph, self.rules, excluded=self.limits.excluded)
+            tensors = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
+            self._calibrations[cut] = calibrate(graph, self.calibration, tensors, threads=self.threads)
+        return self._calibrations[cut]
+
+    def _inspect(self, model: onnx.ModelProto) -> Inspection:
+        return inspect(self._artifact(model), self.target, self.validation, work=self.work)
+
+    def _scored(self, seen: Inspection) -> Score:
+        targets = self.validation.targets
+        return self.task.score(seen.outputs, np.empty(0) if targets is None else targets)
+
+    def _artifact(self, model: onnx.ModelProto) -> Artifact:
+        return throwaway(model, self.source, Path(tempfile.mkdtemp(dir=self.work, prefix="candidate-")))
+
+
+def throwaway(model: onnx.ModelProto, source: Artifact, out: Path) -> Artifact:
+    """Write a graph and the companions of an artifact into an empty folder: it can be measured, not delivered."""
+    from compress.export.companions import copy_companions
+    from compress.export.onnx_clean import write_onnx
+    from compress.export.signature import read_graph
+
+    write_onnx(model, out / "model.onnx")
+    copy_companions(source.path, out)
+    return create_artifact(
+        out,
+        kind="onnx",
+        task=source.manifest.task,
+        traits=(),
+        graphs={"model": read_graph(out / "model.onnx")},
+        parameters=source.manifest.parameters,
+        made_by=PassRecord(name="candidate", version=1, config={}),
+    )
+
+
+def _first(form: Form) -> Observer | None:
+    """Return the observer that a form is timed with: ranges do not change its speed."""
+    return "minmax" if form.method == "static" else None
+
+
+def _row(candidate: Candidate, chosen: bool, front: bool) -> dict[str, Any]:
+    drop = candidate.drop
+    return {
+        "label": candidate.label,
+        "form": asdict(candidate.form),
+        "observer": candidate.observer,
+        "smoothing": candidate.smoothing,
+        "restored": len(candidate.restored),
+        "size_bytes": candidate.size_bytes,
+        "speedup": candidate.speedup and _speedup(candidate.speedup),
+        "drop": drop and {"value": drop.value, "low": drop.low, "high": drop.high},
+        "integer_share": candidate.integer_share,
+        "chosen": chosen,
+        "pareto": front,
+    }
+
+
+def _speedup(it: Speedup) -> dict[str, float]:
+    return {"ratio": it.value, "low": it.low, "high": it.high, "ms": it.ms, "dense_ms": it.dense_ms}
