@@ -72,6 +72,7 @@ def search_int8(
         "method": chosen.form.method,
         "search": search.notes(chosen),
         "placement": [{"node": p.node, "operator": p.operator, "reason": p.reason} for p in placements if p.reason],
+        "saturation": search.saturation(chosen),
         "isa": {"name": isa_name(), "flags": sorted(_INTERESTING & isa_flags())},
     }
     return search.write(chosen), notes

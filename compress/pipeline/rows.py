@@ -18,9 +18,11 @@ from compress.bench.statistics import (
     ratio_of_totals,
     wilson_interval,
 )
+from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Baseline, Measured
 from compress.pipeline.running import RunState
+from compress.quantization.isa import isa_name
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
@@ -47,7 +49,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
         row = _row(state, measurement, target, scores[cell], {k: v for k, v in speedups.items() if v is not None})
         if reference is not None and row.status == "ok":
             row = row.model_copy(update=_against(state, by_cell, scores, reference, cell))
-        rows.append(row)
+        rows.append(row.model_copy(update={"findings": tuple(findings(row))}))
     return _mark_pareto(rows)
 
 
@@ -79,6 +81,7 @@ def _row(
         status=m.status,
         reason=m.reason,
         evidence=target.evidence,
+        isa=isa_name() if target.device == "cpu" else None,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
         accuracy=None if score is None else _accuracy(score),
@@ -92,6 +95,7 @@ def _row(
         import_rss_bytes=m.import_rss_bytes,
         size_bytes=m.size_bytes,
         parameters=m.parameters,
+        integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
         not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
     )

@@ -11,6 +11,7 @@ from compress import __version__
 from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.pipeline.checking import GateResult
+from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
 from compress.pipeline.public import public_path, public_recipe
@@ -46,6 +47,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         targets=tuple(_target(target) for target in measured.targets),
         rows=tuple(rows),
         searches=tuple(latency_searches(state, measured)),
+        int8=tuple(int8_searches(state)),
         students=tuple(student_matches(state, measured)),
         baselines=_baseline_records(measured),
         environment=_environment(measured),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.report import numbers, sections_record, sections_results, sections_search
+from compress.report import numbers, sections_int8, sections_record, sections_results, sections_search
 from compress.report.blocks import Section, Tone
 from compress.report.model import Report, Row
 
@@ -45,7 +45,13 @@ class Document:
 
 def build(report: Report) -> Document:
     """Lay out a report as text blocks; renderers add nothing but markup."""
-    searched = (sections_search.students(report), sections_search.latency(report), sections_search.widths(report))
+    searched = (
+        sections_search.students(report),
+        sections_search.latency(report),
+        sections_search.widths(report),
+        sections_int8.searches(report),
+        sections_int8.integers(report),
+    )
     return Document(
         title=report.title,
         subtitle=f"recipe {report.recipe}, {created(report)}, mcompress {report.version}",

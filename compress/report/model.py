@@ -213,6 +213,20 @@ class Speedup(_Frozen):
     against: Baseline | None = Field(None, description="what it was compared with, where targets differ in that")
 
 
+class Integers(_Frozen):
+    """What a runtime computes on integers, from the graph that it really runs."""
+
+    mac_share: float | None = Field(
+        None,
+        description="share of the linear layers' multiply-accumulates, each counted for one token; null without any",
+    )
+    integer_products: int = Field(0, description="linear layers that multiply integers")
+    float_products: int = Field(0, description="linear layers that do not: float islands")
+    attention_products: int | None = Field(None, description="float products of two activations")
+    conversions: int | None = Field(None, description="nodes that only change the type of a tensor")
+    folded: int | None = Field(None, description="products that the file stores in 8 bits and that run in float32")
+
+
 class Row(_Frozen):
     """One step on one target, accuracy on test."""
 
@@ -221,6 +235,9 @@ class Row(_Frozen):
     status: Literal["ok", "skipped", "failed", "oom"] = "ok"
     reason: str = Field("", description="why the status is not ok")
     evidence: str = Field("measured", description="measured, proxy, emulated, modelled, ingested")
+    isa: str | None = Field(
+        None, description="how the measuring CPU multiplies 8-bit integers: x86-vnni, x86-avx2, ..."
+    )
     deliverable: bool = Field(False, description="a leaf whose gates did not fail")
     family: Family | None = Field(None, description="how the model became small: neither, pruned, or another student")
     accuracy: Accuracy | None = None
@@ -237,6 +254,8 @@ class Row(_Frozen):
     size_bytes: int | None = Field(None, description="graph and weights on disk")
     parameters: int | None = None
     pareto: bool = Field(False, description="no other row of this target is both faster and more accurate")
+    integers: Integers | None = Field(None, description="of an INT8 artifact, where its runtime tells")
+    findings: tuple[str, ...] = Field((), description="why an INT8 artifact is not faster; empty if it is")
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(
         default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'
@@ -268,6 +287,70 @@ class LatencySearch(_Frozen):
     met: bool | None = Field(None, description="whether the estimate keeps the budget; null where that is no time")
     verdict: Outcome | None = Field(None, description="the same for the whole interval")
     reason: str = Field("", description="why nothing was measured here")
+
+
+class Int8Candidate(_Frozen):
+    """One INT8 form that a ``quantize`` step tried."""
+
+    label: str
+    speedup: Speedup | None = Field(None, description="over the FP32 graph that came in, as the step timed its form")
+    points: float = Field(description="metric minus that of the FP32 graph on validation, points (or its own unit)")
+    low: float | None = None
+    high: float | None = None
+    size_bytes: int | None = None
+    mac_share: float | None = Field(None, description="see Integers")
+    pareto: bool = False
+    chosen: bool = False
+
+
+class FloatReason(_Frozen):
+    """Why nodes stay in float32."""
+
+    reason: str
+    operators: dict[str, int] = Field(description="operator -> how many nodes")
+    example: str = Field("", description="name of one of them")
+
+
+class Saturation(_Frozen):
+    """Whether 8-bit products saturate on this machine, what that costs, and what was done about it."""
+
+    isa: str
+    saturates: bool
+    error: int = Field(description="of one 64-term sum of 255 * 127, in units of its last bit")
+    remedy: str
+    rows: tuple[dict[str, JsonValue], ...] = Field((), description="the model with 8-bit and 7-bit weights")
+
+
+class TrailStep(_Frozen):
+    """One measured step of a rescue: what was changed, and what the gate said."""
+
+    action: str
+    points: float
+    low: float | None = None
+    high: float | None = None
+    holds: bool
+
+
+class Int8Search(_Frozen):
+    """A ``quantize`` step that chose its form by measurement."""
+
+    step: str
+    target: str
+    isa: str = Field(description="instruction set that its rules are for")
+    flags: tuple[str, ...] = ()
+    goal: str
+    max_drop: float = Field(description="points of the metric (or its own unit) that the choice may lose")
+    examples: int = Field(description="validation examples")
+    kept: bool = Field(description="whether the choice keeps the limit, by the estimate")
+    unit: Unit = "percent"
+    candidates: tuple[Int8Candidate, ...]
+    forms: dict[str, Speedup] = Field(default_factory=dict, description="form -> speed-up, timed side by side")
+    calibration_examples: int | None = None
+    calibration_peak_rss_bytes: int | None = Field(None, description="of the process that ran them")
+    float_peak_rss_bytes: int | None = Field(None, description="of the process that ran FP32 on validation")
+    reasons: tuple[FloatReason, ...] = Field((), description="of the choice: what stays in float32, and why")
+    saturation: Saturation | None = None
+    trail: tuple[TrailStep, ...] = ()
 
 
 class StudentMatch(_Frozen):
@@ -315,6 +398,7 @@ class Report(_Frozen):
     targets: tuple[TargetRecord, ...]
     rows: tuple[Row, ...]
     searches: tuple[LatencySearch, ...] = ()
+    int8: tuple[Int8Search, ...] = ()
     students: tuple[StudentMatch, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
     environment: Environment

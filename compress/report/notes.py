@@ -122,6 +122,14 @@ def _speed(timed: Mapping[str, float]) -> str:
     return f"{numbers.ratio(timed['value'])} {numbers.interval(timed['low'], timed['high'])}"
 
 
+def _quantize(notes: Notes, unit: Unit) -> Pairs:
+    """What a search tried, what stays in float32 and whether products saturate have a section of their own."""
+    for name in ("search", "placement", "saturation", "sensitivity", "trail"):
+        notes.pop(name, None)
+    isa = notes.pop("isa", None)
+    return [("instruction set", f"{isa['name']} ({', '.join(isa['flags']) or 'no known flags'})")] if isa else []
+
+
 def _distill(notes: Notes, unit: Unit) -> Pairs:
     pairs: Pairs = []
     if "teacher_layers" in notes:
@@ -168,5 +176,6 @@ _WRITERS: dict[str, Callable[[dict[str, Any], Unit], Pairs]] = {
     "distill": _distill,
     "factorize": _factorize,
     "prune": _prune,
+    "quantize": _quantize,
     "trim": _trim,
 }

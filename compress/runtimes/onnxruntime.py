@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from compress.artifact import Artifact, Kind
 from compress.errors import ModelError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
+from compress.runtimes.onnx_placement import describe
 from compress.runtimes.target import Target
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -89,27 +89,20 @@ class _OnnxSession(Session):
         return {n: np.asarray(a, dtype=np.float32) for n, a in zip(self._outputs[graph], arrays, strict=True)}
 
     def placement(self) -> dict[str, Any]:
-        """Count the operators of the optimized graph; under a memory limit only name the providers.
+        """Describe the optimized graph, see ``onnx_placement``; under a memory limit only name the providers.
 
         The optimized graph is written by a second session, which costs the model's size once more.
         """
         record: dict[str, Any] = {"providers": self._sessions["model"].get_providers()}
         if self._target.memory_bytes is None:
-            operators = _optimized_operators(self._files["model"], self._target)
-            record["operators"] = dict(sorted(Counter(operators).items()))
-            record["integer_operators"] = sum(1 for name in operators if is_integer(name))
+            with tempfile.TemporaryDirectory() as folder:
+                optimized = Path(folder) / "optimized.onnx"
+                _open(self._files["model"], self._target, optimized)
+                record |= describe(optimized, self._files["model"])
         return record
 
     def close(self) -> None:
         self._sessions.clear()
-
-
-def is_integer(operator: str) -> bool:
-    """Say whether an operator of an optimized graph multiplies integers (``QGemm``, ``MatMulInteger...``)."""
-    return operator.startswith(("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger")) or operator in {
-        "DynamicQuantizeMatMul",
-        "MatMulNBits",
-    }
 
 
 def _open(path: Path, target: Target, optimized: Path | None = None) -> Any:
@@ -124,20 +117,3 @@ def _open(path: Path, target: Target, optimized: Path | None = None) -> Any:
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
-
-
-def _optimized_operators(path: Path, target: Target) -> list[str]:
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        _open(path, target, optimized)
-        return list(_operators(onnx.load(optimized, load_external_data=False).graph))
-
-
-def _operators(graph: Any) -> Iterable[str]:
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _operators(attribute.g)

@@ -19,6 +19,7 @@ from compress.quantization.calibration import Calibration, calibrate
 from compress.quantization.first_token import keep_first_token
 from compress.quantization.ranges import OBSERVERS, Observer
 from compress.quantization.rules import Method, Placement, Rules, place
+from compress.quantization.saturation import probe
 from compress.quantization.writing import Int8Format, write_int8
 from compress.runtimes.target import Target
 from compress.search.deploy import Speedup, measure_speedup
@@ -259,13 +260,13 @@ class Int8Search:
         self.candidates.append(found)
         return found
 
-    def write(self, candidate: Candidate) -> onnx.ModelProto:
-        """Return the graph of a candidate."""
+    def write(self, candidate: Candidate, weight_bits: Literal[7, 8] | None = None) -> onnx.ModelProto:
+        """Return the graph of a candidate; ``weight_bits`` other than the limits' are for comparison."""
         form = candidate.form
         ranges = None if candidate.observer is None else self._calibrated(form.cut).ranges(candidate.observer)
         how = Int8Format(
             form="qdq" if form.layout == "qdq" else "integer",
-            weight_bits=self.limits.weight_bits,
+            weight_bits=weight_bits or self.limits.weight_bits,
             per_channel=self.limits.per_channel,
             activation=self.rules.activation,
             fused=form.layout == "fused",
@@ -277,6 +278,15 @@ class Int8Search:
         excluded = {**self.limits.excluded, **candidate.restored}
         return place(self._graphs[candidate.form.cut], self.rules, excluded=excluded, tables=self.limits.tables)
 
+    def saturation(self, chosen: Candidate) -> dict[str, Any]:
+        """Return what ``saturation.probe`` finds in the chosen form, on up to 64 validation examples."""
+        few = self.validation.select(range(min(64, len(self.validation))))
+
+        def write(bits: Literal[7, 8]) -> onnx.ModelProto:
+            return self.write(chosen, weight_bits=bits)
+
+        return probe(write, few, self.limits.weight_bits)
+
     def notes(self, chosen: Candidate) -> dict[str, Any]:
         """Return what a manifest records of the search."""
         front = pareto(self.candidates)
@@ -287,6 +297,7 @@ class Int8Search:
             "goal": self.limits.goal,
             "max_drop": self.max_drop,
             "metric": self.task.metric,
+            "percent": self._score.direction == "higher",
             "examples": len(self.validation),
             "kept": self._chosen() is not None,
             "candidates": rows,
