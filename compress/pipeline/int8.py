@@ -37,7 +37,10 @@ def findings(row: report.Row) -> Iterator[str]:
     if it is None or speedup is None or speedup.ratio >= FAST_ENOUGH:
         return
     if it.folded and not it.integer_products:
-        yield f"It folds back to FP32 at load: {it.folded} products are stored in 8 bits, and none runs on integers."
+        yield (
+            f"It folds back to FP32: {it.folded} products are stored in 8 bits, turned to float when it is loaded or "
+            "run, and none is computed on integers."
+        )
     elif it.folded:
         yield f"{it.folded} products are stored in 8 bits, but run in FP32."
     if it.mac_share is not None and it.mac_share < _MOST and it.integer_products:

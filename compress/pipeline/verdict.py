@@ -32,13 +32,14 @@ def _verdict(
     compared = [row for row in ready if baseline in row.speedups]
     faster = [row for row in compared if (row.speedups[baseline].low or row.speedups[baseline].ratio) > 1.0]
     if not faster:
+        advice = "Keep FP32" if all(row.integers for row in compared) else "Keep the uncompressed model"
         headline = (
-            f"Keep FP32: no deliverable is faster than {baseline} on {target}."
+            f"{advice}: no deliverable is faster than {baseline} on {target}."
             if compared
             else f"No verdict: no baseline was measured beside the deliverables on {target}."
         )
-        reasons = tuple(f"{row.step}: {finding}" for row in compared for finding in row.findings)
-        return Verdict(target=target, headline=headline, reasons=reasons, deliverables=deliverables)
+        why = tuple(f"{row.step}: {finding}" for row in compared for finding in row.findings)
+        return Verdict(target=target, headline=headline, reasons=why, deliverables=deliverables)
     proven = [row for row in faster if _proven(state, row)]
     best = max(proven or faster, key=lambda row: _ratio(row, baseline))
     headline = f"Ship {best.step}: {_ratio(best, baseline):.2f} times as fast as {baseline} on {target}"

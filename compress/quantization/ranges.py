@@ -221,10 +221,11 @@ def _divergence(values: np.ndarray, counts: np.ndarray, it: Range) -> float:
     mass = np.bincount(levels, weights=counts * inside, minlength=LEVELS)
     bins = np.bincount(levels, weights=inside, minlength=LEVELS)
     clipped = counts * inside
-    for outside, edge in ((values < it.low, 0), (values > it.high, LEVELS - 1)):
-        holders = np.flatnonzero(inside & (levels == edge))
-        if outside.any() and holders.size:
-            clipped[holders[0 if edge == 0 else -1]] += counts[outside].sum()
+    kept = np.flatnonzero(inside)
+    if not kept.size:
+        return float("inf")
+    clipped[kept[0]] += counts[values < it.low].sum()
+    clipped[kept[-1]] += counts[values > it.high].sum()
     spread = (mass / np.maximum(bins, 1))[levels] * inside
     p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
     known = p > 0

@@ -311,6 +311,16 @@ class FloatReason(_Frozen):
     example: str = Field("", description="name of one of them")
 
 
+class SaturationRow(_Frozen):
+    """One model with and without exact products, on the same examples."""
+
+    weight_bits: int
+    max_difference: float = Field(description="largest difference of an output")
+    largest_output: float
+    decisions_changed: int
+    examples: int
+
+
 class Saturation(_Frozen):
     """Whether 8-bit products saturate on this machine, what that costs, and what was done about it."""
 
@@ -318,7 +328,7 @@ class Saturation(_Frozen):
     saturates: bool
     error: int = Field(description="of one 64-term sum of 255 * 127, in units of its last bit")
     remedy: str
-    rows: tuple[dict[str, JsonValue], ...] = Field((), description="the model with 8-bit and 7-bit weights")
+    rows: tuple[SaturationRow, ...] = Field((), description="the model with 8-bit and 7-bit weights")
 
 
 class TrailStep(_Frozen):

@@ -19,7 +19,7 @@ from compress.report.blocks import (
     Tag,
     Tone,
 )
-from compress.report.model import Int8Candidate, Int8Search, Report, Row, Saturation
+from compress.report.model import Int8Candidate, Int8Search, Report, Row, Saturation, SaturationRow
 from compress.report.sections_results import speedup_cell
 
 _STEP = Column("step", "step", numeric=False)
@@ -179,7 +179,7 @@ def _saturation(it: Saturation) -> list[Block]:
     return [Paragraph(text, "warn"), *_saturation_rows(it.rows)]
 
 
-def _saturation_rows(rows: Sequence[dict[str, object]]) -> list[Block]:
+def _saturation_rows(rows: Sequence[SaturationRow]) -> list[Block]:
     columns = (
         Column("bits", "weights", "bits"),
         Column("difference", "largest error", "", "of an output, against exact products"),
@@ -188,9 +188,9 @@ def _saturation_rows(rows: Sequence[dict[str, object]]) -> list[Block]:
     lines = tuple(
         TableRow(
             (
-                Cell(str(row["weight_bits"])),
-                Cell(f"{row['max_difference']:.3g}", f"outputs up to {row['largest_output']:.3g}"),
-                Cell(f"{row['decisions_changed']} of {row['examples']}"),
+                Cell(str(row.weight_bits)),
+                Cell(f"{row.max_difference:.3g}", f"outputs up to {row.largest_output:.3g}"),
+                Cell(f"{row.decisions_changed} of {row.examples}"),
             )
         )
         for row in rows

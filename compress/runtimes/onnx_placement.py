@@ -96,7 +96,12 @@ def _stored_in_int8(graph: Any) -> int:
 
 
 def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
-    return {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    """Return the shapes of constants, those included that a DequantizeLinear turns to float at every run."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in _nodes(graph):
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

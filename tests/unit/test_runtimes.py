@@ -189,23 +189,6 @@ def test_memory_limited_placement_opens_no_second_session(tiny_onnx: Callable[..
         assert session.placement() == {"providers": ["CPUExecutionProvider"]}
 
 
-@pytest.mark.parametrize(
-    ("operator", "integer"),
-    [
-        ("MatMulIntegerToFloat", True),
-        ("DynamicQuantizeMatMul", True),
-        ("QLinearMatMul", True),
-        ("QGemm", True),
-        ("QAttention", True),
-        ("MatMul", False),
-        ("QuantizeLinear", False),
-        ("DequantizeLinear", False),
-    ],
-)
-def test_integer_operators(operator: str, integer: bool) -> None:
-    assert onnxruntime.is_integer(operator) == integer
-
-
 def test_torch_session_sets_threads_and_puts_them_back(
     tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

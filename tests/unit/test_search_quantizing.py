@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from compress.artifact import Artifact
+from compress.bench.statistics import PairedDifference
+from compress.data.encoded import Encoded
+from compress.errors import DataError
+from compress.quantization.rules import rules_for
+from compress.runtimes.target import find_target
+from compress.search.deploy import Speedup
+from compress.search.quantizing import Candidate, Form, Int8Search, Limits, choose, pareto
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
+
+TASK = TextClassification(("bad", "fine", "good"), max_length=32)
+
+
+def candidate(name: str, ratio: float, drop: float) -> Candidate:
+    form = Form("static", "every token", "qdq")
+    return Candidate(
+        form,
+        observer=name,  # type: ignore[arg-type]
+        speedup=Speedup(ratio, ratio - 0.1, ratio + 0.1, 1.0, ratio),
+        drop=PairedDifference(drop, drop - 0.01, drop + 0.01, 100),
+    )
+
+
+FAST, CLOSE, SAFE, SLOW = (
+    candidate("fast", 2.0, 0.009),
+    candidate("close", 1.96, 0.002),
+    candidate("safe", 1.5, 0.0),
+    candidate("slow", 0.9, -0.01),
+)
+
+
+def test_latency_takes_the_most_accurate_of_those_that_tie_for_fastest() -> None:
+    assert choose([SLOW, FAST, SAFE, CLOSE], 0.01, "latency") is CLOSE
+    assert choose([SLOW, FAST, SAFE], 0.01, "latency") is FAST
+    assert choose([SLOW, FAST, SAFE], 0.005, "latency") is SAFE
+    assert choose([FAST], 0.005, "latency") is None
+
+
+def test_accuracy_takes_the_most_accurate_that_is_faster_than_float() -> None:
+    assert choose([SLOW, FAST, SAFE, CLOSE], 0.01, "accuracy") is SAFE
+    assert choose([SLOW], 0.01, "accuracy") is SLOW
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pareto_is_what_brute_force_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = [candidate(str(i), float(r), float(d)) for i, (r, d) in enumerate(rng.integers(1, 5, (12, 2)))]
+
+    def beats(a: Candidate, b: Candidate) -> bool:
+        assert a.speedup and b.speedup and a.drop and b.drop
+        x, y = (a.speedup.value, -a.drop.value), (b.speedup.value, -b.drop.value)
+        return all(p >= q for p, q in zip(x, y, strict=True)) and x != y
+
+    assert pareto(drawn) == [it for it in drawn if not any(beats(other, it) for other in drawn)]
+
+
+@pytest.fixture
+def search(tiny_exported: Callable[..., Artifact], tmp_path: Path) -> Callable[..., Int8Search]:
+    def build(labelled: bool = True, **limits: Any) -> Int8Search:
+        source = tiny_exported()
+        rows = [{"text": text} for text in GOLDEN_TEXTS]
+        encoded = TASK.encode(source.path, rows * 4)
+        targets = np.arange(len(encoded)) % 3 if labelled else None
+        return Int8Search(
+            source=source,
+            model=onnx.load(source.file()),
+            task=TASK,
+            calibration=encoded,
+            validation=Encoded(encoded.inputs, encoded.padding, targets),
+            target=find_target("ort-cpu-1t"),
+            rules=rules_for("onnxruntime"),
+            limits=Limits(observers=("minmax", "mse"), max_drop_points=100.0, **limits),
+            work=tmp_path,
+        )
+
+    return build
+
+
+def test_a_search_tries_both_methods_and_records_all_that_it_measured(search: Callable[..., Int8Search]) -> None:
+    it = search()
+    chosen = it.run()
+    assert chosen in it.candidates
+    assert {c.form.method for c in it.candidates} == {"dynamic", "static"}
+    assert {c.observer for c in it.candidates} == {None, "minmax", "mse"}
+    assert all(c.speedup and c.drop and c.size_bytes for c in it.candidates)
+    assert all(c.integer_share and c.integer_share > 0.9 for c in it.candidates)
+    notes = it.notes(chosen)
+    assert notes["kept"] is True
+    assert sum(row["chosen"] for row in notes["candidates"]) == 1
+    assert {form["label"] for form in notes["forms"]} >= {
+        "static, qdq, first token",
+        "static, fused, first token",
+        "dynamic, integer, every token",
+    }
+    assert notes["calibration"]["examples"] == len(it.calibration)
+    assert notes["float32"]["peak_rss_bytes"] > 0
+
+
+def test_what_the_recipe_excludes_stays_in_float_in_every_candidate(search: Callable[..., Int8Search]) -> None:
+    name = "bert.encoder.layer.0.intermediate.dense/MatMul"
+    it = search(excluded={name: "excluded by the recipe"})
+    written = it.write(Candidate(Form("dynamic", "first token", "integer")))
+    assert name in [node.name for node in written.graph.node if node.op_type == "MatMul"]
+
+
+def test_labels_are_needed(search: Callable[..., Int8Search]) -> None:
+    with pytest.raises(DataError, match="needs labels"):
+        search(labelled=False)
