@@ -56,10 +56,12 @@ def test_pareto_is_what_brute_force_finds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     drawn = [candidate(str(i), float(r), float(d)) for i, (r, d) in enumerate(rng.integers(1, 5, (12, 2)))]
 
+    def position(it: Candidate) -> tuple[float, float]:
+        return (it.speedup.value if it.speedup else 0.0), (-it.drop.value if it.drop else 0.0)
+
     def beats(a: Candidate, b: Candidate) -> bool:
-        assert a.speedup and b.speedup and a.drop and b.drop
-        x, y = (a.speedup.value, -a.drop.value), (b.speedup.value, -b.drop.value)
-        return all(p >= q for p, q in zip(x, y, strict=True)) and x != y
+        pairs = zip(position(a), position(b), strict=True)
+        return all(p >= q for p, q in pairs) and position(a) != position(b)
 
     assert pareto(drawn) == [it for it in drawn if not any(beats(other, it) for other in drawn)]
 
