@@ -45,6 +45,11 @@ class Calibration:
         """Return tensor name -> its 8-bit range by one way to choose it."""
         return {name: choose_range(statistics, observer) for name, statistics in self.statistics.items()}
 
+    def channel_peaks(self) -> dict[str, np.ndarray]:
+        """Return tensor name -> (width,) largest absolute values along its last axis, where that has one length."""
+        seen = {name: statistics.channels for name, statistics in self.statistics.items()}
+        return {name: peaks for name, peaks in seen.items() if peaks is not None and peaks.size}
+
 
 def calibrate(
     model: onnx.ModelProto, encoded: Encoded, tensors: Sequence[str], *, histograms: bool = True, threads: int = 1
@@ -108,7 +113,8 @@ def _load(file: Path, names: Sequence[str], examples: int) -> Calibration:
                 histogram.counts = seen[f"{i}/counts"]
                 start, histogram.width = seen[f"{i}/bins"].tolist()
                 histogram.start = int(start)
-            statistics[name] = Statistics(**numbers | {"examples": int(numbers["examples"])}, histogram=histogram)
+            numbers["examples"] = int(numbers["examples"])
+            statistics[name] = Statistics(**numbers, histogram=histogram, channels=seen[f"{i}/channels"])
         peak = int(seen["peak"])
     return Calibration(statistics, examples, peak)
 
@@ -138,6 +144,8 @@ def _arrays(statistics: Sequence[Statistics]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for i, it in enumerate(statistics):
         arrays[f"{i}"] = np.array([getattr(it, name) for name in _NUMBERS], dtype=np.float64)
+        if it.channels is not None:
+            arrays[f"{i}/channels"] = it.channels
         if it.histogram is not None:
             arrays[f"{i}/counts"] = it.histogram.counts
             arrays[f"{i}/bins"] = np.array([it.histogram.start, it.histogram.width], dtype=np.float64)

@@ -116,6 +116,8 @@ class Statistics:
         low_sum, high_sum: of the extremes of each example, for their mean.
         examples: how many there were.
         histogram: of all values.
+        channels: (width,) float32, largest absolute value at each index of the last axis; empty where its length
+            differs between examples (a sequence).
     """
 
     low: float = 0.0
@@ -124,16 +126,28 @@ class Statistics:
     high_sum: float = 0.0
     examples: int = 0
     histogram: Histogram | None = None
+    channels: np.ndarray | None = None
 
     def update(self, values: np.ndarray) -> None:
         """Add one example: an array of any shape."""
-        low, high = float(values.min()), float(values.max())
+        rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+        lows, highs = rows.min(axis=0), rows.max(axis=0)
+        low, high = float(lows.min()), float(highs.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.low_sum += min(low, 0.0)
         self.high_sum += max(high, 0.0)
         self.examples += 1
         if self.histogram is not None:
             self.histogram.update(values)
+        self._update_channels(np.maximum(highs, -lows).astype(np.float32))
+
+    def _update_channels(self, peaks: np.ndarray) -> None:
+        if self.channels is None:
+            self.channels = peaks
+        elif self.channels.shape == peaks.shape:
+            np.maximum(self.channels, peaks, out=self.channels)
+        else:
+            self.channels = np.empty(0, dtype=np.float32)
 
 
 def choose_range(statistics: Statistics, observer: Observer) -> Range:
