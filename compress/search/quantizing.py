@@ -20,6 +20,7 @@ from compress.quantization.first_token import keep_first_token
 from compress.quantization.ranges import OBSERVERS, Observer
 from compress.quantization.rules import Method, Placement, Rules, place
 from compress.quantization.saturation import probe
+from compress.quantization.smoothing import smooth
 from compress.quantization.writing import Int8Format, write_int8
 from compress.runtimes.target import Target
 from compress.search.deploy import Speedup, measure_speedup
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Goal = Literal["latency", "accuracy"]
 Cut = Literal["every token", "first token"]
+Layout = Literal["qdq", "integer", "fused"]
 _TIE = 0.03
 """Speed-ups closer than this share are a tie, which accuracy decides."""
 
@@ -42,11 +44,13 @@ class Form:
         method: ranges of activations at run time, or calibrated.
         cut: whether the last layer computes every token, or the first only (exact for a classifier).
         layout: QDQ pairs, ONNX Runtime's integer operators, or these with fused attention.
+        smoothed: whether tensors are multiplied by SmoothQuant's scales at run time.
     """
 
     method: Method
     cut: Cut
-    layout: Literal["qdq", "integer", "fused"]
+    layout: Layout
+    smoothed: bool = False
 
     @property
     def label(self) -> str:
@@ -99,6 +103,7 @@ class Limits:
         tables: whether embedding tables are stored in 8 bits.
         excluded: node -> reason: what stays in float32 in every candidate.
         observers: ways to choose ranges that are tried.
+        alphas: strengths of SmoothQuant that are tried where no plain candidate keeps the limit beyond doubt.
     """
 
     max_drop_points: float = 1.0
@@ -108,6 +113,7 @@ class Limits:
     tables: bool = True
     excluded: Mapping[str, str] = field(default_factory=dict)
     observers: tuple[Observer, ...] = OBSERVERS
+    alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
 
 
 def choose(candidates: Sequence[Candidate], max_drop: float, goal: Goal) -> Candidate | None:
@@ -192,7 +198,8 @@ class Int8Search:
         if short is not None:
             self._graphs["first token"] = short
         self._best_cut: Cut = "every token" if short is None else "first token"
-        self._calibrations: dict[Cut, Calibration] = {}
+        self._calibrations: dict[tuple[Cut, float | None], Calibration] = {}
+        self._smoothed: dict[tuple[Cut, float], onnx.ModelProto] = {}
         self._speedups: dict[Form, Speedup] = {}
 
     def run(self) -> Candidate:
@@ -200,9 +207,11 @@ class Int8Search:
         self.emit("running the float32 model on validation")
         self._reference = self._inspect(self.model)
         self._score = self._scored(self._reference)
-        self._time(self._forms())
+        self._time([Candidate(form, "minmax" if form.method == "static" else None) for form in self._forms()])
         for candidate in self._plain():
             self.consider(candidate)
+        if not any(_proven(it, self.max_drop) for it in self.candidates):
+            self._smooth()
         return self._chosen() or min(self.candidates, key=lambda it: (_loss(it), -_ratio(it)))
 
     def _chosen(self) -> Candidate | None:
@@ -224,14 +233,15 @@ class Int8Search:
             forms += [Form(m, "every token", layouts[m][0]) for m in self.rules.methods if layouts[m]]
         return forms
 
-    def _time(self, forms: Sequence[Form]) -> None:
-        artifacts = [self._artifact(self.write(Candidate(form, _first(form)))) for form in forms]
+    def _time(self, examples: Sequence[Candidate]) -> None:
+        """Time one candidate of each form, side by side."""
+        artifacts = [self._artifact(self.write(it)) for it in examples]
         dense = self._artifact(self.model)
         self.emit("timing INT8 forms side by side")
         rows = measure_speedup(
             artifacts, dense, self.validation, self.target, work=self.work, seed=self.seed, emit=self.emit
         )
-        self._speedups = dict(zip(forms, rows, strict=True))
+        self._speedups |= dict(zip((it.form for it in examples), rows, strict=True))
 
     def _plain(self) -> Iterable[Candidate]:
         """Yield the fastest form of each method with every way to choose ranges."""
@@ -242,6 +252,19 @@ class Int8Search:
             fastest = max(forms, key=lambda form: self._speedups[form].value)
             observers = self.limits.observers if method == "static" else (None,)
             yield from (Candidate(fastest, observer) for observer in observers)
+
+    def _smooth(self) -> None:
+        """Try SmoothQuant on the fastest static form, with the ranges that lost least."""
+        static = [it for it in self.candidates if it.form.method == "static"]
+        if not static:
+            return
+        best = min(static, key=_loss)
+        form = replace(best.form, smoothed=True)
+        for number, alpha in enumerate(self.limits.alphas):
+            candidate = replace(best, form=form, smoothing=alpha)
+            if not number:
+                self._time([candidate])
+            self.consider(candidate)
 
     def consider(self, candidate: Candidate) -> Candidate:
         """Write, run and score a candidate on validation; keep it on record and return it."""
@@ -263,7 +286,8 @@ class Int8Search:
     def write(self, candidate: Candidate, weight_bits: Literal[7, 8] | None = None) -> onnx.ModelProto:
         """Return the graph of a candidate; ``weight_bits`` other than the limits' are for comparison."""
         form = candidate.form
-        ranges = None if candidate.observer is None else self._calibrated(form.cut).ranges(candidate.observer)
+        calibration = self._calibrated(form.cut, candidate.smoothing) if candidate.observer else None
+        ranges = None if calibration is None or candidate.observer is None else calibration.ranges(candidate.observer)
         how = Int8Format(
             form="qdq" if form.layout == "qdq" else "integer",
             weight_bits=weight_bits or self.limits.weight_bits,
@@ -271,12 +295,13 @@ class Int8Search:
             activation=self.rules.activation,
             fused=form.layout == "fused",
         )
-        return write_int8(self._graphs[form.cut], self.placements(candidate), ranges, how)
+        return write_int8(self._graph(form.cut, candidate.smoothing), self.placements(candidate), ranges, how)
 
     def placements(self, candidate: Candidate) -> list[Placement]:
         """Return where each node of a candidate runs, and why."""
         excluded = {**self.limits.excluded, **candidate.restored}
-        return place(self._graphs[candidate.form.cut], self.rules, excluded=excluded, tables=self.limits.tables)
+        graph = self._graph(candidate.form.cut, candidate.smoothing)
+        return place(graph, self.rules, excluded=excluded, tables=self.limits.tables)
 
     def saturation(self, chosen: Candidate) -> dict[str, Any]:
         """Return what ``saturation.probe`` finds in the chosen form, on up to 64 validation examples."""
@@ -291,7 +316,7 @@ class Int8Search:
         """Return what a manifest records of the search."""
         front = pareto(self.candidates)
         rows = [_row(it, it == chosen, it in front) for it in self.candidates]
-        calibration = self._calibrations.get(chosen.form.cut) or next(iter(self._calibrations.values()), None)
+        calibration = next(iter(self._calibrations.values()), None)
         return {
             "target": self.target.name,
             "goal": self.limits.goal,
@@ -307,14 +332,25 @@ class Int8Search:
             and {"examples": calibration.examples, "peak_rss_bytes": calibration.peak_rss_bytes},
         }
 
-    def _calibrated(self, cut: Cut) -> Calibration:
-        if cut not in self._calibrations:
-            self.emit(f"calibrating on {len(self.calibration)} examples ({cut})")
-            graph = self._graphs[cut]
+    def _graph(self, cut: Cut, alpha: float | None) -> onnx.ModelProto:
+        """Return the float32 graph that a candidate is written from."""
+        if alpha is None:
+            return self._graphs[cut]
+        if (cut, alpha) not in self._smoothed:
+            graph, peaks = self._graphs[cut], self._calibrated(cut, None).channel_peaks()
+            placed = place(graph, self.rules, excluded=self.limits.excluded)
+            self._smoothed[cut, alpha], _ = smooth(graph, peaks, placed, alpha=alpha)
+        return self._smoothed[cut, alpha]
+
+    def _calibrated(self, cut: Cut, alpha: float | None) -> Calibration:
+        if (cut, alpha) not in self._calibrations:
+            graph = self._graph(cut, alpha)
+            how = cut if alpha is None else f"{cut}, SmoothQuant {alpha:g}"
+            self.emit(f"calibrating on {len(self.calibration)} examples ({how})")
             placed = place(graph, self.rules, excluded=self.limits.excluded)
             tensors = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
-            self._calibrations[cut] = calibrate(graph, self.calibration, tensors, threads=self.threads)
-        return self._calibrations[cut]
+            self._calibrations[cut, alpha] = calibrate(graph, self.calibration, tensors, threads=self.threads)
+        return self._calibrations[cut, alpha]
 
     def _inspect(self, model: onnx.ModelProto) -> Inspection:
         return inspect(self._artifact(model), self.target, self.validation, work=self.work)
@@ -346,9 +382,8 @@ def throwaway(model: onnx.ModelProto, source: Artifact, out: Path) -> Artifact:
     )
 
 
-def _first(form: Form) -> Observer | None:
-    """Return the observer that a form is timed with: ranges do not change its speed."""
-    return "minmax" if form.method == "static" else None
+def _proven(candidate: Candidate, max_drop: float) -> bool:
+    return candidate.drop is not None and candidate.drop.high <= max_drop
 
 
 def _row(candidate: Candidate, chosen: bool, front: bool) -> dict[str, Any]:
