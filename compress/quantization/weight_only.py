@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Layout = Literal["table", "columns", "rows"]
 """How a node reads its weight: rows by index, as a factor (K, N), or as a factor (N, K)."""
 DOMAIN = "com.microsoft"
-SMALLEST = 4096
+SMALLEST = 1024
 """Numbers below which a weight stays in float32: there is nothing to gain."""
 _IN_INTEGERS = 4
 """``accuracy_level`` at which activations are rounded to 8 bits, by blocks of a row, and multiplied as integers."""
@@ -201,27 +201,26 @@ def _use(node: onnx.NodeProto, packer: _Packer) -> _Use | str:
 
 
 _USUAL = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+_SHARED = "the weight is also read by"
 
 
 def _keep_shared_in_float(found: dict[int, _Use | str], graph: onnx.GraphProto) -> None:
     """Replace the uses of a weight that something else reads otherwise by the reason."""
-    readers: dict[str, set[int | str]] = defaultdict(set)
+    readers: dict[str, set[int]] = defaultdict(set)
     for place, node in enumerate(graph.node):
         for name in _names_read([node]):
             readers[name].add(place)
-    for value in graph.output:
-        readers[value.name].add("an output of the model")
+    outputs = {value.name for value in graph.output}
     for place, use in list(found.items()):
         if isinstance(use, _Use):
-            others = [reader for reader in readers[use.weight] if found.get(reader) != use]  # type: ignore[call-overload]
+            nodes = [graph.node[other] for other in sorted(readers[use.weight]) if found.get(other) != use]
+            others = [node.name or node.op_type for node in nodes]
+            others += ["the model's outputs"] if use.weight in outputs else []
             if others:
-                names = [other if isinstance(other, str) else graph.node[other].name for other in others]
-                found[place] = f"the weight is also read by {min(names)}"
+                found[place] = f"{_SHARED} {others[0]}"
 
 
-def _rewrite(
-    model: onnx.ModelProto, found: Mapping[int, _Use | str], packer: _Packer, integer_products: bool
-) -> None:
+def _rewrite(model: onnx.ModelProto, found: Mapping[int, _Use | str], packer: _Packer, integer_products: bool) -> None:
     """Put the operators that read blocks in the places of those that read floats, and drop what nothing reads."""
     import onnx
 
@@ -234,7 +233,11 @@ def _rewrite(
     nodes = [node for node in nodes if node.op_type != "Constant" or node.output[0] in read]
     weights = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name not in packer.sizes]
     inputs = [value for value in graph.input if value.name in read or value.name not in packer.sizes]
-    for field_, values in ((graph.node, nodes), (graph.initializer, [*weights, *packer.tensors]), (graph.input, inputs)):
+    for field_, values in (
+        (graph.node, nodes),
+        (graph.initializer, [*weights, *packer.tensors]),
+        (graph.input, inputs),
+    ):
         kept = list(values)
         del field_[:]
         field_.extend(kept)
@@ -250,9 +253,7 @@ def _replacement(node: onnx.NodeProto, use: _Use, packer: _Packer, integer_produ
     if use.layout == "table":
         inputs = [packed[0], node.input[1], *packed[1:]]
         return [
-            onnx.helper.make_node(
-                "GatherBlockQuantized", inputs, [output], name=node.name, domain=DOMAIN, **attributes
-            )
+            onnx.helper.make_node("GatherBlockQuantized", inputs, [output], name=node.name, domain=DOMAIN, **attributes)
         ]
     if integer_products:
         attributes["accuracy_level"] = _IN_INTEGERS
@@ -272,8 +273,9 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Return the weights of a graph by name: initializers and tensors of Constant nodes."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
-            found |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+        tensors = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if node.op_type == "Constant" and tensors:
+            found[node.output[0]] = tensors[0]
     return found
 
 
