@@ -60,6 +60,8 @@ class QuantizeConfig(PassConfig):
         if changed:
             others = "`scheme: int8`" if self.weights_only else "`scheme: int8-weights` or `int4-weights`"
             raise ValueError(f"`{changed[0]}` does not apply to `scheme: {self.scheme}`; leave it out, or use {others}")
+        if self.embedding_bits and not self.embeddings:
+            raise ValueError("`embedding_bits` does not apply to `embeddings: false`; leave one of them out")
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -96,6 +97,14 @@ def fitting_block_size(columns: int, bits: Bits, largest: int) -> int:
     return min(reversed(sizes), key=lambda size: stored_bytes(columns, bits, size))
 
 
+def dividing_block_size(columns: int, largest: int) -> int:
+    """Return the largest block size up to ``largest`` that fills a row evenly, or ``largest`` if none does.
+
+    OpenVINO reads no table whose rows end in a shorter block.
+    """
+    return max((size for size in BLOCK_SIZES if size <= largest and columns % size == 0), default=largest)
+
+
 def _parts(rows: int, width: int) -> Iterator[slice]:
     step = max(1, _CHUNK // width)
     return (slice(start, start + step) for start in range(0, rows, step))
@@ -103,10 +112,7 @@ def _parts(rows: int, width: int) -> Iterator[slice]:
 
 def _search(values: np.ndarray, bits: Bits, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return integers (n, block_size), scales, zero points and squared errors (n, 1) of (n, block_size) values."""
-    best: tuple[np.ndarray, ...] | None = None
-    for scale, zero in _candidates(values, bits, symmetric):
-        best = _better(best, _fit(values, scale, zero, bits))
-    assert best is not None
+    best = reduce(_better, (_fit(values, scale, zero, bits) for scale, zero in _candidates(values, bits, symmetric)))
     for _ in range(_REFITS):
         best = _better(best, _fit(values, best[1], best[2], bits))
     integers, scales, zeros, errors = best
@@ -146,8 +152,6 @@ def _fit(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: Bits) ->
     return integers, scale, zero, np.einsum("nb,nb->n", rest, rest)[:, None]
 
 
-def _better(best: tuple[np.ndarray, ...] | None, other: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    if best is None:
-        return other
+def _better(best: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     gains = other[3] < best[3]
     return tuple(np.where(gains, new, old) for new, old in zip(other, best, strict=True))

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from compress.errors import UsageError
-from compress.quantization.blocks import BLOCK_SIZES, Bits, fitting_block_size, pack, quantize_blocks
+from compress.quantization.blocks import (
+    BLOCK_SIZES,
+    Bits,
+    dividing_block_size,
+    fitting_block_size,
+    pack,
+    quantize_blocks,
+)
 from compress.quantization.int8 import MATRIX_OPERATORS, excluded_nodes
 
 if TYPE_CHECKING:
@@ -47,8 +54,8 @@ def quantize_weights(
     Args:
         model: float32 graph; weights inside.
         bits: of a weight.
-        block_size: numbers of an input row that share a scale: 16, 32, 64, 128 or 256. A factor whose rows that
-            size would pad gets a smaller one where it then takes fewer bytes.
+        block_size: numbers of an input row that share a scale: 16, 32, 64, 128 or 256. A weight whose rows that
+            size does not divide gets a smaller one: a table one that does, a factor the one of the fewest bytes.
         linears: quantize MatMul and Gemm with a constant factor.
         embeddings: quantize tables that Gather reads.
         embedding_bits: of an embedding; None = ``bits``.
@@ -158,7 +165,10 @@ class _Packer:
         weight = onnx.numpy_helper.to_array(self.constants[use.weight])
         rows = weight.T if use.layout == "columns" else weight
         bits, table = self._bits(use), use.layout == "table"
-        size = self.block_size if table else fitting_block_size(rows.shape[1], bits, self.block_size)
+        if table:
+            size = dividing_block_size(rows.shape[1], self.block_size)
+        else:
+            size = fitting_block_size(rows.shape[1], bits, self.block_size)
         blocks = quantize_blocks(rows, bits, size, symmetric=self.symmetric)
         if table:
             packed = pack(blocks.integers[:, : blocks.columns], bits)

@@ -17,7 +17,7 @@ from compress.errors import RecipeError, UsageError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
 from compress.export.signature import traits_of
-from compress.quantization.blocks import BLOCK_SIZES, fitting_block_size, pack, quantize_blocks
+from compress.quantization.blocks import BLOCK_SIZES, dividing_block_size, fitting_block_size, pack, quantize_blocks
 from compress.quantization.weight_only import quantize_weights
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
@@ -107,11 +107,12 @@ def test_tables_are_read_as_they_are_packed(bits: Any, symmetric: bool, columns:
     table, ids = normal(70, columns), RNG.integers(0, 70, (3, 11))
     model = graph([helper.make_node("Gather", ["t", "x"], ["y"], name="g")], {"t": table}, ids=True)
     quantized, notes = quantize_weights(model, bits=bits, block_size=block_size, symmetric=symmetric)
-    blocks = quantize_blocks(table, bits, block_size, symmetric=symmetric)
+    size = dividing_block_size(columns, block_size)
+    blocks = quantize_blocks(table, bits, size, symmetric=symmetric)
     np.testing.assert_allclose(run(quantized, ids), blocks.dequantize()[ids], rtol=1e-6, atol=1e-7)
     assert notes["nodes_quantized"] == {"Gather": 1}
     assert weights(quantized)[f"t_Q{bits}"].shape == (70, columns * bits // 8)
-    assert weights(quantized)["t_scales"].shape == (70, -(-columns // block_size))
+    assert weights(quantized)["t_scales"].shape == (70, -(-columns // size))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -167,6 +168,11 @@ def test_block_size_shrinks_where_padding_would_cost_bytes() -> None:
     assert [fitting_block_size(columns, 4, 128) for columns in (384, 160, 1536, 96, 20)] == [128, 32, 128, 32, 32]
     assert fitting_block_size(384, 4, 256) == 128
     assert fitting_block_size(512, 4, 64) == 64
+
+
+def test_rows_of_a_table_hold_whole_blocks_where_a_size_divides_them() -> None:
+    assert [dividing_block_size(columns, 128) for columns in (384, 768, 32, 160, 312)] == [128, 128, 32, 32, 128]
+    assert dividing_block_size(384, 256) == 128
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -345,6 +351,9 @@ def test_an_encoder_keeps_its_answers(
     assert (tmp_path / "close.onnx").stat().st_size < 0.75 * (tmp_path / "exact.onnx").stat().st_size
     feed = encoded.batch(range(len(encoded)))
     exact, close = (open_session(tmp_path / f"{name}.onnx").run(None, feed)[0] for name in ("exact", "close"))
+    session = open_session(tmp_path / "close.onnx")
+    alone = [session.run(None, encoded.batch([i]))[0] for i in range(len(encoded))]
+    np.testing.assert_allclose(close, np.concatenate(alone), atol=1e-3 * np.abs(close).max())
     assert 0 < np.abs(exact - close).max() < tolerance * np.abs(exact).max()
 
 
