@@ -59,7 +59,8 @@ def quantize_weights(
         linears: quantize MatMul and Gemm with a constant factor.
         embeddings: quantize tables that Gather reads.
         embedding_bits: of an embedding; None = ``bits``.
-        symmetric: without zero points.
+        symmetric: linears without zero points. Tables never have them: OpenVINO 2026.4 rejects those of a 4-bit table
+            whose rows have an odd number of blocks.
         integer_products: let ONNX Runtime round activations to 8 bits and multiply integers. In float32 it is
             slower; with 8 bits much slower, because the weight is dequantized at every call.
         exclude: globs of node names that stay in float32.
@@ -133,9 +134,10 @@ class _Packer:
         return table is not None and table.data_type == onnx.TensorProto.FLOAT
 
     def inputs(self, use: _Use) -> list[str]:
-        """Return the names of the packed weight, its scales and its zero points; pack it at its first use."""
-        names = [f"{use.weight}_Q{self._bits(use)}", f"{use.weight}_scales", f"{use.weight}_zero_points"]
-        names = names[:2] if self.symmetric else names
+        """Return the names of the packed weight, its scales and any zero points; pack it at its first use."""
+        names = [f"{use.weight}_Q{self._bits(use)}", f"{use.weight}_scales"]
+        if not self._is_symmetric(use):
+            names.append(f"{use.weight}_zero_points")
         if use.weight not in self.sizes:
             self._pack(use, names)
         return names
@@ -158,6 +160,9 @@ class _Packer:
     def _bits(self, use: _Use) -> Bits:
         return self.table_bits if use.layout == "table" else self.matrix_bits
 
+    def _is_symmetric(self, use: _Use) -> bool:
+        return self.symmetric or use.layout == "table"
+
     def _pack(self, use: _Use, names: Sequence[str]) -> None:
         """Store a weight as (N, blocks, bytes of a block), or a table as (rows, bytes of a row) without padding."""
         import onnx
@@ -169,7 +174,7 @@ class _Packer:
             size = dividing_block_size(rows.shape[1], self.block_size)
         else:
             size = fitting_block_size(rows.shape[1], bits, self.block_size)
-        blocks = quantize_blocks(rows, bits, size, symmetric=self.symmetric)
+        blocks = quantize_blocks(rows, bits, size, symmetric=self._is_symmetric(use))
         if table:
             packed = pack(blocks.integers[:, : blocks.columns], bits)
         else:

@@ -100,15 +100,14 @@ def test_onnxruntime_multiplies_by_what_the_blocks_stand_for(
     assert notes["relative_error"]["linears"] == pytest.approx(np.sqrt(error), rel=1e-3)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("columns", "block_size"), [(64, 16), (96, 32), (72, 32), (40, 16), (384, 256), (30, 32)])
-def test_tables_are_read_as_they_are_packed(bits: Any, symmetric: bool, columns: int, block_size: int) -> None:
+def test_tables_are_read_as_they_are_packed(bits: Any, columns: int, block_size: int) -> None:
     table, ids = normal(70, columns), RNG.integers(0, 70, (3, 11))
     model = graph([helper.make_node("Gather", ["t", "x"], ["y"], name="g")], {"t": table}, ids=True)
-    quantized, notes = quantize_weights(model, bits=bits, block_size=block_size, symmetric=symmetric)
+    quantized, notes = quantize_weights(model, bits=bits, block_size=block_size)
     size = dividing_block_size(columns, block_size)
-    blocks = quantize_blocks(table, bits, size, symmetric=symmetric)
+    blocks = quantize_blocks(table, bits, size, symmetric=True)
     np.testing.assert_allclose(run(quantized, ids), blocks.dequantize()[ids], rtol=1e-6, atol=1e-7)
     assert notes["nodes_quantized"] == {"Gather": 1}
     assert weights(quantized)[f"t_Q{bits}"].shape == (70, columns * bits // 8)
@@ -193,8 +192,8 @@ def test_nodes_that_read_one_table_share_what_is_stored() -> None:
     model = graph([*nodes, helper.make_node("Add", ["a", "b"], ["y"])], {"t": normal(40, 32)}, ids=True)
     quantized, notes = quantize_weights(model)
     assert notes["nodes_quantized"] == {"Gather": 2}
-    assert set(weights(quantized)) == {"t_Q4", "t_scales", "t_zero_points"}
-    table = quantize_blocks(weights(model)["t"], 4, 32).dequantize()
+    assert set(weights(quantized)) == {"t_Q4", "t_scales"}
+    table = quantize_blocks(weights(model)["t"], 4, 32, symmetric=True).dequantize()
     ids = np.array([[3, 39, 0]])
     np.testing.assert_allclose(run(quantized, ids), 2 * table[ids], rtol=1e-6)
 
