@@ -114,7 +114,7 @@ class Predictor:
     def check_golden(self) -> None:
         """Run the golden inputs and compare with the golden outputs.
 
-        Float32 must agree to 1e-3 of the largest output (at least 1e-3), float16 to 2e-2 of it. INT8 kernels
+        Float32 must agree to 1e-3 of the largest output (at least 1e-3), float16 to 2e-2 of it. Integer kernels
         round differently on different CPUs: there the mean cosine must be at least 0.95.
 
         Raises:
@@ -126,9 +126,10 @@ class Predictor:
         dtypes = {spec.name: spec.dtype for graph in self.artifact.manifest.graphs.values() for spec in graph.inputs}
         batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in golden.inputs.items()}
         wanted = np.array(golden.outputs["logits"], dtype=np.float64)
-        found = self._run_one_by_one(batch) if "int8" in self.artifact.traits else self._session.run(batch)["logits"]
+        integers = bool(self.artifact.traits & {"int8", "int4"})
+        found = self._run_one_by_one(batch) if integers else self._session.run(batch)["logits"]
         gap, size = np.abs(found - wanted).max(), max(1.0, np.abs(wanted).max())
-        if "int8" in self.artifact.traits:
+        if integers:
             norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
             fine = bool(((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).mean() >= 0.95)
         else:

@@ -13,6 +13,9 @@ from compress.artifact import Graph, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+BLOCK_OPERATORS = frozenset({"GatherBlockQuantized", "MatMulNBits"})
+"""ONNX Runtime's operators that read weights stored in blocks of few bits."""
+
 
 def read_graph(onnx_file: Path, file: str = "model.onnx") -> Graph:
     """Return the signature of an ONNX file.
@@ -43,14 +46,21 @@ def count_weights(onnx_file: Path) -> int:
 
 
 def traits_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return what was done to the precision of an ONNX model: ``int8`` and ``fp16``, whichever its graph shows."""
+    """Return what was done to the precision of an ONNX model: ``int4``, ``int8`` and ``fp16``, as its graph shows."""
     import onnx
 
     graph = model.graph
     operators = {node.op_type for node in graph.node}
     found = {"int8": bool(operators & {"DequantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger"})}
+    bits = {_bits(node) for node in graph.node if node.op_type in BLOCK_OPERATORS}
+    found["int8"] |= 8 in bits
+    found["int4"] = 4 in bits
     found["fp16"] = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
     return tuple(name for name in sorted(found) if found[name])
+
+
+def _bits(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

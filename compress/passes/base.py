@@ -114,6 +114,7 @@ class Pass(ABC):
     forbids: ClassVar[frozenset[str]] = frozenset()
     """Traits the input must have / must not have."""
     adds: ClassVar[frozenset[str]] = frozenset()
+    """Traits that the result gets; of several that depend on the config, ``added`` says which."""
     removes: ClassVar[frozenset[str]] = frozenset()
     preserves: ClassVar[Literal["exact", "close", "task"]]
     """What the parity check may demand of the outputs, compared with the ``model`` input."""
@@ -140,6 +141,10 @@ class Pass(ABC):
     def reads(self, config: Any) -> tuple[str, ...]:
         """Return the splits that the pass reads under ``config``: their digests are part of the store key."""
         return self.uses
+
+    def added(self, config: Any) -> frozenset[str]:
+        """Return those of ``adds`` that the result gets under ``config``."""
+        return self.adds
 
     def settle(self, config: Any) -> dict[str, Any]:
         """Return what ``config`` leaves to this machine, decided; it becomes part of the store key."""

@@ -31,7 +31,7 @@ class Cast(Pass):
     Config: ClassVar[type[PassConfig]] = CastConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
     produces: ClassVar[Kind] = "onnx"
-    forbids: ClassVar[frozenset[str]] = frozenset({"fp16", "int8"})
+    forbids: ClassVar[frozenset[str]] = frozenset({"fp16", "int8", "int4"})
     adds: ClassVar[frozenset[str]] = frozenset({"fp16"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "close"
 

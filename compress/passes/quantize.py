@@ -1,4 +1,4 @@
-"""``quantize``: INT8 weights and activations of an ONNX model: the best form for a target, or one that is named."""
+"""``quantize``: INT8, the best form for a target or one that is named; or weights only, in 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ if TYPE_CHECKING:
 
     from compress.data.encoded import Encoded
 
+ACTIVATION_FIELDS = ("method", "goal", "max_drop_points", "per_channel", "reduce_range", "activation", "target")
+WEIGHT_FIELDS = ("block_size", "embedding_bits")
+BLOCK_SIZE = 128
+"""Numbers that share a scale unless the config says otherwise: the smallest file, and the fastest kernels."""
+
 
 class QuantizeConfig(PassConfig):
     """How to quantize."""
 
-    scheme: Literal["int8"] = Field("int8", description="8-bit integers")
+    scheme: Literal["int8", "int8-weights", "int4-weights"] = Field(
+        "int8",
+        description="8-bit integers; or the size first: weights in blocks of 8 or 4 bits, for ONNX Runtime on a CPU",
+    )
     method: Literal["auto", "dynamic", "static"] | None = Field(
         None,
         description="auto = measure what can win on `target`, and choose; dynamic = activations quantized at run time; "
@@ -49,12 +57,29 @@ class QuantizeConfig(PassConfig):
     target: str | None = Field(
         None, pattern=r"^[^/\\]+$", description="built-in target that the model is for; decides what `auto` tries"
     )
+    block_size: Literal[16, 32, 64, 128, 256] | None = Field(
+        None, description="weights only: numbers that share a scale; null = 128"
+    )
+    embedding_bits: Literal[4, 8] | None = Field(
+        None, description="weights only: bits of embedding tables; null = those of the other weights"
+    )
 
     @model_validator(mode="after")
-    def _search_has_a_target(self) -> QuantizeConfig:
+    def _fields_apply(self) -> QuantizeConfig:
+        foreign = ACTIVATION_FIELDS if self.weights_only else WEIGHT_FIELDS
+        changed = [name for name in foreign if getattr(self, name) != type(self).model_fields[name].default]
+        if changed:
+            others = "`scheme: int8`" if self.weights_only else "`scheme: int8-weights` or `int4-weights`"
+            raise ValueError(f"`{changed[0]}` does not apply to `scheme: {self.scheme}`; leave it out, or use {others}")
         if self.method == "auto" and self.target is None:
             raise ValueError("`method: auto` measures on a target: give `target`, for example ort-cpu-1t")
+        if self.embedding_bits and not self.embeddings:
+            raise ValueError("`embedding_bits` does not apply to `embeddings: false`; leave one of them out")
         return self
+
+    @property
+    def weights_only(self) -> bool:
+        return self.scheme != "int8"
 
 
 class Quantize(Pass):
@@ -66,14 +91,16 @@ class Quantize(Pass):
     Config: ClassVar[type[PassConfig]] = QuantizeConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
     produces: ClassVar[Kind] = "onnx"
-    forbids: ClassVar[frozenset[str]] = frozenset({"int8", "fp16"})
-    adds: ClassVar[frozenset[str]] = frozenset({"int8"})
+    forbids: ClassVar[frozenset[str]] = frozenset({"int8", "int4", "fp16"})
+    adds: ClassVar[frozenset[str]] = frozenset({"int8", "int4"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("calibration", "validation")
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: QuantizeConfig) -> Plan:
         info = inputs["model"]
-        result = replace(info, traits=info.traits | self.adds)
+        result = replace(info, traits=info.traits | self.added(config))
+        if config.weights_only:
+            return Plan(_weights_summary(config), result, missing_onnxruntime())
         bits = f"{7 if reduced_range(config)[0] else 8}-bit weights"
         if searches(config):
             points = f"{config.max_drop_points:g} points"
@@ -82,6 +109,9 @@ class Quantize(Pass):
         kind = f"static INT8, {config.activation} activations" if config.method == "static" else "dynamic INT8"
         return Plan(f"{kind}, {bits}", result, missing_onnxruntime())
 
+    def added(self, config: QuantizeConfig) -> frozenset[str]:
+        return frozenset({"int4" if config.scheme == "int4-weights" else "int8"})
+
     def reads(self, config: QuantizeConfig) -> tuple[str, ...]:
         if searches(config):
             return self.uses
@@ -89,6 +119,8 @@ class Quantize(Pass):
 
     def settle(self, config: QuantizeConfig) -> dict[str, Any]:
         """The range of weights follows the machine; a choice by latency belongs to the one that it is measured on."""
+        if config.weights_only:
+            return {"block_size": config.block_size or BLOCK_SIZE}
         settled: dict[str, Any] = {"reduce_range": reduced_range(config)[0]}
         if searches(config):
             from compress.search.latency import machine
@@ -105,16 +137,13 @@ class Quantize(Pass):
         from compress.export.signature import read_graph
 
         source = inputs["model"]
-        reduced, reason = reduced_range(config)
-        quantized, notes = _quantize(onnx.load(source.file()), config, reduced, source, context)
-        notes |= _asked(config, context)
-        notes |= {"reduce_range": reduced, "reduce_range_reason": reason, "target": config.target}
+        quantized, notes = _quantize(onnx.load(source.file()), config, source, context)
         write_onnx(quantized, context.out / "model.onnx")
         copy_companions(source.path, context.out)
         return create_artifact(
             context.out,
             kind="onnx",
-            traits=sorted(source.traits | self.adds),
+            traits=sorted(source.traits | self.added(config)),
             graphs={"model": read_graph(context.out / "model.onnx")},
             parameters=source.manifest.parameters,
             macs=source.manifest.macs,
@@ -172,7 +201,40 @@ def _asked(config: QuantizeConfig, context: Context) -> dict[str, Any]:
     return {"calibration_asked": asked} if used and asked is not None else {}
 
 
+def _weights_summary(config: QuantizeConfig) -> str:
+    bits = 4 if config.scheme == "int4-weights" else 8
+    tables = f"{config.embedding_bits or bits}-bit embeddings" if config.embeddings else "float32 embeddings"
+    return f"weights only: {bits}-bit linears, {tables}, blocks of {config.block_size or BLOCK_SIZE}"
+
+
 def _quantize(
+    model: onnx.ModelProto, config: QuantizeConfig, source: Artifact, context: Context
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    if config.weights_only:
+        return _quantize_weights(model, config, context)
+    reduced, reason = reduced_range(config)
+    quantized, notes = _quantize_int8(model, config, reduced, source, context)
+    notes |= _asked(config, context)
+    return quantized, notes | {"reduce_range": reduced, "reduce_range_reason": reason, "target": config.target}
+
+
+def _quantize_weights(
+    model: onnx.ModelProto, config: QuantizeConfig, context: Context
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    from compress.quantization.weight_only import quantize_weights
+
+    context.emit(f"quantizing weights ({config.scheme})")
+    return quantize_weights(
+        model,
+        bits=4 if config.scheme == "int4-weights" else 8,
+        block_size=config.block_size or BLOCK_SIZE,
+        embeddings=config.embeddings,
+        embedding_bits=config.embedding_bits,
+        exclude=config.exclude,
+    )
+
+
+def _quantize_int8(
     model: onnx.ModelProto, config: QuantizeConfig, reduced: bool, source: Artifact, context: Context
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     from compress.quantization.int8 import quantize_dynamic, quantize_static

@@ -51,7 +51,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example({"macs": 0.5, "samples": 8, "round_to": 8, "min_neurons": 8}),
         Example({"layers": 1, "samples": 8}),
     ),
-    "quantize": (Example({}, "onnx"), Example({"method": "static"}, "onnx")),
+    "quantize": (
+        Example({}, "onnx"),
+        Example({"method": "static"}, "onnx"),
+        Example({"scheme": "int4-weights"}, "onnx"),
+        Example({"scheme": "int8-weights", "block_size": 32}, "onnx"),
+    ),
     "trim": (Example({"margin": 3}), Example({"vocabulary": "all"})),
 }
 RUNS = [(name, i) for name in passes for i in range(len(EXAMPLES.get(name, ())))]
@@ -238,10 +243,12 @@ def test_kind_and_traits_are_those_declared_and_planned(applied: Applied) -> Non
     record = applied.made.manifest.made_by
     pass_ = passes.get(record.name)()
     infos = {role: ModelInfo(artifact.kind, artifact.traits) for role, artifact in applied.inputs.items()}
-    planned = pass_.plan(infos, pass_.Config.model_validate(applied.example.config)).result
+    config = pass_.Config.model_validate(applied.example.config)
+    planned = pass_.plan(infos, config).result
     before = applied.inputs["model"].traits if "model" in applied.inputs else frozenset()
     assert applied.made.kind == planned.kind == pass_.produces
-    assert applied.made.traits == planned.traits == (before | pass_.adds) - pass_.removes
+    assert pass_.added(config) <= pass_.adds
+    assert applied.made.traits == planned.traits == (before | pass_.added(config)) - pass_.removes
 
 
 def test_manifest_records_where_it_comes_from(applied: Applied, data: TaskData) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from pydantic import ValidationError
 
 from compress.artifact import Artifact, PassRecord, create_artifact, open_artifact
 from compress.data.splits import Split, TaskData
@@ -85,8 +86,10 @@ def test_chain_keeps_outputs_signature_and_provenance(torch_artifact: Artifact, 
         "dynamic": apply("quantize", exported, reduce_range=True),
         "static": apply("quantize", exported, method="static", exclude=("classifier/*",)),
         "fp16": apply("cast", exported, keep_float32=("Softmax",)),
+        "int8-weights": apply("quantize", exported, scheme="int8-weights"),
+        "int4-weights": apply("quantize", exported, scheme="int4-weights", block_size=16, embedding_bits=8),
     }
-    limits = {"dynamic": 0.15, "static": 0.15, "fp16": 0.01}
+    limits = {"dynamic": 0.15, "static": 0.15, "fp16": 0.01, "int8-weights": 0.05, "int4-weights": 0.5}
     assert golden_gap(torch_artifact, exported) < 1e-5
     assert exported.traits == {"pruned"}
     properties = {entry.key: entry.value for entry in onnx.load(exported.file()).metadata_props}
@@ -105,6 +108,13 @@ def test_chain_keeps_outputs_signature_and_provenance(torch_artifact: Artifact, 
     assert variants["dynamic"].manifest.notes["reduce_range_reason"] == "asked for"
     assert variants["static"].manifest.notes["calibration_used"] == len(ROWS)
     assert variants["static"].manifest.notes["nodes_left"] == {"Gemm": 1}
+    assert variants["int8-weights"].traits == {"pruned", "int8"}
+    assert variants["int4-weights"].traits == {"pruned", "int4"}
+    assert variants["int4-weights"].size_bytes < variants["int8-weights"].size_bytes
+    assert variants["int4-weights"].manifest.notes["block_sizes"] == {"16": 5}
+    assert "both factors are computed at run time" in {
+        entry["reason"] for entry in variants["int4-weights"].manifest.notes["float"]
+    }
     assert variants["fp16"].manifest.notes["kept_float32"] == {"asked for": 2}
     again = apply("quantize", exported, reduce_range=True)
     assert again.digest == variants["dynamic"].digest
@@ -118,6 +128,34 @@ def test_range_of_weights_follows_the_target_and_the_recipe(monkeypatch: pytest.
     assert not reduced_range(QuantizeConfig(target="torch-cuda"))[0]
     with pytest.raises(RecipeError, match="Unknown target"):
         Quantize().plan({"model": ModelInfo("onnx")}, QuantizeConfig(target="ort-cup"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scheme": "int4-weights", "method": "static"}, "`method` does not apply to `scheme: int4-weights`"),
+        ({"scheme": "int8-weights", "reduce_range": True}, "`reduce_range` does not apply.*use `scheme: int8`"),
+        ({"block_size": 32}, "`block_size` does not apply to `scheme: int8`.*int4-weights"),
+        ({"embedding_bits": 8}, "`embedding_bits` does not apply"),
+        ({"scheme": "int4-weights", "embedding_bits": 8, "embeddings": False}, "does not apply to `embeddings: false`"),
+        ({"scheme": "int4-weights", "block_size": 48}, "block_size"),
+    ],
+)
+def test_a_field_of_another_scheme_is_an_error(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QuantizeConfig.model_validate(config)
+
+
+def test_weights_only_is_planned_and_keyed_by_what_it_does() -> None:
+    config = QuantizeConfig(scheme="int4-weights", embedding_bits=8)
+    plan = Quantize().plan({"model": ModelInfo("onnx", frozenset({"pruned"}))}, config)
+    assert plan.summary == "weights only: 4-bit linears, 8-bit embeddings, blocks of 128"
+    assert plan.result.traits == {"pruned", "int4"}
+    assert Quantize().settle(config) == {"block_size": 128}
+    assert Quantize().settle(QuantizeConfig(scheme="int8-weights", block_size=16)) == {"block_size": 16}
+    bare = QuantizeConfig(scheme="int8-weights", embeddings=False)
+    summary = Quantize().plan({"model": ModelInfo("onnx")}, bare).summary
+    assert summary == "weights only: 8-bit linears, float32 embeddings, blocks of 128"
 
 
 def test_static_without_calibration_data_says_what_to_give(

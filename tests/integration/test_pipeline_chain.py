@@ -33,11 +33,12 @@ STEPS = [
     {"distill": {"teacher": "model", "epochs": 1, "batch_size": 16}},
     {"export": {}, "id": "small"},
     {"quantize": {"method": "dynamic"}, "id": "small-int8"},
+    {"quantize": {"scheme": "int4-weights"}, "id": "small-int4", "from": "small"},
     {"cast": {}, "id": "fp16", "from": "small"},
     {"build": {}, "id": "engine", "from": "fp16", "optional": True},
 ]
 TARGETS = ["ort-cpu-1t", "torch-cpu-1t", "tensorrt"]
-DELIVERED = {"small-int8", "fp16"}
+DELIVERED = {"small-int8", "small-int4", "fp16"}
 LEAST = {"inputs": 2, "rounds": 1, "warmup_seconds": 0.0, "throughput_seconds": 0.001}
 
 
@@ -106,7 +107,7 @@ def test_report_is_written_in_three_forms_and_says_the_same(chain: Ran) -> None:
 
 def test_rows_cover_every_stage_on_every_target_with_both_baselines(chain: Ran) -> None:
     rows = {(row.step, row.target): row for row in chain.report.rows}
-    onnx = {"onnx", "static", "small", "small-int8", "fp16"}
+    onnx = {"onnx", "static", "small", "small-int8", "small-int4", "fp16"}
     wanted = {(step, "ort-cpu-1t") for step in onnx} | {(s, "torch-cpu-1t") for s in ("model", "prune", "distill")}
     assert {cell for cell in rows if cell[1] != "tensorrt"} == wanted
     assert all(rows[cell].status == "ok" for cell in wanted)
