@@ -9,7 +9,8 @@ from compress.errors import DataError
 from compress.quantization.isa import isa_flags, isa_name
 from compress.quantization.rules import rules_for
 from compress.runtimes.target import find_target
-from compress.search.quantizing import Int8Search, Limits
+from compress.search.int8_candidates import Limits
+from compress.search.quantizing import Int8Search
 
 if TYPE_CHECKING:
     import onnx

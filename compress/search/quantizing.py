@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,148 +12,34 @@ import numpy as np
 
 from compress.artifact import Artifact, PassRecord, create_artifact
 from compress.bench.protocol import Emit, Inspection, inspect, silent
-from compress.bench.statistics import PairedDifference, paired_difference
+from compress.bench.statistics import paired_difference
 from compress.data.encoded import Encoded
 from compress.errors import DataError
 from compress.quantization.calibration import Calibration, calibrate
 from compress.quantization.first_token import keep_first_token
-from compress.quantization.ranges import OBSERVERS, Observer
+from compress.quantization.int8 import is_convolutional, quantize_static
+from compress.quantization.ranges import Observer
 from compress.quantization.rules import Method, Placement, Rules, place
 from compress.quantization.saturation import probe
 from compress.quantization.smoothing import smooth
 from compress.quantization.writing import Int8Format, write_int8
 from compress.runtimes.target import Target
 from compress.search.deploy import Speedup, measure_speedup
+from compress.search.int8_candidates import (
+    Candidate,
+    Cut,
+    Form,
+    Layout,
+    Limits,
+    candidate_record,
+    choose,
+    pareto,
+    speedup_record,
+)
 from compress.tasks.base import Score, Task
 
 if TYPE_CHECKING:
     import onnx
-
-Goal = Literal["latency", "accuracy"]
-Cut = Literal["every token", "first token"]
-Layout = Literal["qdq", "integer", "fused"]
-_TIE = 0.03
-"""Speed-ups closer than this share are a tie, which accuracy decides."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a graph computes, apart from its numbers: what decides its speed.
-
-    Attributes:
-        method: ranges of activations at run time, or calibrated.
-        cut: whether the last layer computes every token, or the first only (exact for a classifier).
-        layout: QDQ pairs, ONNX Runtime's integer operators, or these with fused attention.
-        smoothed: whether tensors are multiplied by SmoothQuant's scales at run time.
-    """
-
-    method: Method
-    cut: Cut
-    layout: Layout
-    smoothed: bool = False
-
-    @property
-    def label(self) -> str:
-        """What a report calls it."""
-        return f"{self.method}, {self.layout}, {self.cut}"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A form with its numbers, and what was measured of it.
-
-    Attributes:
-        observer: how ranges were chosen; None = at run time.
-        smoothing: alpha of SmoothQuant; None = without.
-        restored: node -> reason: what sensitivity put back to float32.
-        size_bytes: of the graph.
-        speedup: of its form, over the float32 graph as it came.
-        drop: loss of the metric against the float32 graph, paired, in its own unit; negative is a gain.
-        integer_share: share of the linear layers' multiply-accumulates in integer kernels; None if unknown.
-    """
-
-    form: Form
-    observer: Observer | None = None
-    smoothing: float | None = None
-    restored: Mapping[str, str] = field(default_factory=dict)
-    size_bytes: int = 0
-    speedup: Speedup | None = None
-    drop: PairedDifference | None = None
-    integer_share: float | None = None
-
-    @property
-    def label(self) -> str:
-        """What a report calls it."""
-        parts = [self.form.label, self.observer or ""]
-        parts += [f"SmoothQuant {self.smoothing:g}"] if self.smoothing is not None else []
-        parts += [f"{len(self.restored)} restored"] if self.restored else []
-        return ", ".join(filter(None, parts))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a candidate must keep, and what it is chosen by.
-
-    Attributes:
-        max_drop_points: largest loss of the metric on validation, in points of a 0-100 scale; an error metric may
-            rise by 2 % instead.
-        goal: ``latency`` takes the fastest, ``accuracy`` the most accurate that is faster than float32.
-        weight_bits: 7 or 8.
-        per_channel: scales of weights.
-        tables: whether embedding tables are stored in 8 bits.
-        excluded: node -> reason: what stays in float32 in every candidate.
-        observers: ways to choose ranges that are tried.
-        alphas: strengths of SmoothQuant that are tried where no plain candidate keeps the limit beyond doubt.
-    """
-
-    max_drop_points: float = 1.0
-    goal: Goal = "latency"
-    weight_bits: Literal[7, 8] = 8
-    per_channel: bool = True
-    tables: bool = True
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    observers: tuple[Observer, ...] = OBSERVERS
-    alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
-
-
-def choose(candidates: Sequence[Candidate], max_drop: float, goal: Goal) -> Candidate | None:
-    """Return the best candidate whose estimated loss keeps the limit; None if none does.
-
-    Latency: among those within 3 % of the fastest, the most accurate. Accuracy: the most accurate of those that are
-    faster than float32, of all if none is; ties go to the faster.
-    """
-    kept = [it for it in candidates if it.drop is not None and it.speedup is not None and _loss(it) <= max_drop + 1e-9]
-    if not kept:
-        return None
-    if goal == "latency":
-        fastest = max(_ratio(it) for it in kept)
-        kept = [it for it in kept if _ratio(it) >= fastest * (1 - _TIE)]
-    else:
-        kept = [it for it in kept if _ratio(it) > 1.0] or kept
-    return min(kept, key=lambda it: (_loss(it), -_ratio(it), it.label))
-
-
-def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that no other beats: at least as fast and as accurate, and better in one."""
-    known = [it for it in candidates if it.drop is not None and it.speedup is not None]
-
-    def beaten(it: Candidate) -> bool:
-        return any(
-            _ratio(other) >= _ratio(it)
-            and _loss(other) <= _loss(it)
-            and (_ratio(other) > _ratio(it) or _loss(other) < _loss(it))
-            for other in known
-        )
-
-    return [it for it in known if not beaten(it)]
-
-
-def _ratio(candidate: Candidate) -> float:
-    return candidate.speedup.value if candidate.speedup else 0.0
-
-
-def _loss(candidate: Candidate) -> float:
-    return candidate.drop.value if candidate.drop else float("inf")
 
 
 @dataclass
@@ -193,6 +79,7 @@ class Int8Search:
                 value="data.validation",
                 fix="Give validation rows labels, or set `method: dynamic` or `method: static`.",
             )
+        self._convolutional = is_convolutional(self.model)
         short = keep_first_token(self.model)
         self._graphs: dict[Cut, onnx.ModelProto] = {"every token": self.model}
         if short is not None:
@@ -210,9 +97,9 @@ class Int8Search:
         self._time([Candidate(form, "minmax" if form.method == "static" else None) for form in self._forms()])
         for candidate in self._plain():
             self.consider(candidate)
-        if not any(_proven(it, self.max_drop) for it in self.candidates):
+        if not self._convolutional and not any(it.proves(self.max_drop) for it in self.candidates):
             self._smooth()
-        return self._chosen() or min(self.candidates, key=lambda it: (_loss(it), -_ratio(it)))
+        return self._chosen() or min(self.candidates, key=lambda it: (it.loss, -it.ratio))
 
     def _chosen(self) -> Candidate | None:
         return choose(self.candidates, self.max_drop, self.limits.goal)
@@ -224,8 +111,13 @@ class Int8Search:
         return self.limits.max_drop_points / 100.0 if higher else 0.02 * abs(self._score.value)
 
     def _forms(self) -> list[Form]:
-        """Return what is worth timing: every layout on the shorter graph, and the usual one on the given graph."""
-        layouts: dict[Method, list[Literal["qdq", "integer", "fused"]]] = {"static": ["qdq"], "dynamic": []}
+        """Return what is worth timing: every layout on the shorter graph, and the usual one on the given graph.
+
+        A convolutional network has one form: ONNX Runtime's quantizer, which knows what stands between convolutions.
+        """
+        if self._convolutional:
+            return [Form("static", "every token", "qdq")]
+        layouts: dict[Method, list[Layout]] = {"static": ["qdq"], "dynamic": []}
         if self.rules.fused:
             layouts = {"static": ["qdq", "integer", "fused"], "dynamic": ["integer", "fused"]}
         forms = [Form(m, self._best_cut, layout) for m in self.rules.methods for layout in layouts[m]]
@@ -250,7 +142,9 @@ class Int8Search:
             if not forms:
                 continue
             fastest = max(forms, key=lambda form: self._speedups[form].value)
-            observers = self.limits.observers if method == "static" else (None,)
+            observers: Sequence[Observer | None] = self.limits.observers if method == "static" else (None,)
+            if self._convolutional:
+                observers = ("minmax",)
             yield from (Candidate(fastest, observer) for observer in observers)
 
     def _smooth(self) -> None:
@@ -258,7 +152,7 @@ class Int8Search:
         static = [it for it in self.candidates if it.form.method == "static"]
         if not static:
             return
-        best = min(static, key=_loss)
+        best = min(static, key=lambda it: it.loss)
         form = replace(best.form, smoothed=True)
         for number, alpha in enumerate(self.limits.alphas):
             candidate = replace(best, form=form, smoothing=alpha)
@@ -286,6 +180,8 @@ class Int8Search:
     def write(self, candidate: Candidate, weight_bits: Literal[7, 8] | None = None) -> onnx.ModelProto:
         """Return the graph of a candidate; ``weight_bits`` other than the limits' are for comparison."""
         form = candidate.form
+        if self._convolutional:
+            return self._quantize_convolutions(weight_bits or self.limits.weight_bits)
         calibration = self._calibrated(form.cut, candidate.smoothing) if candidate.observer else None
         ranges = None if calibration is None or candidate.observer is None else calibration.ranges(candidate.observer)
         how = Int8Format(
@@ -296,6 +192,16 @@ class Int8Search:
             fused=form.layout == "fused",
         )
         return write_int8(self._graph(form.cut, candidate.smoothing), self.placements(candidate), ranges, how)
+
+    def _quantize_convolutions(self, weight_bits: int) -> onnx.ModelProto:
+        quantized, _ = quantize_static(
+            self.model,
+            self.calibration,
+            per_channel=self.limits.per_channel,
+            reduce_range=weight_bits == 7,
+            exclude=tuple(self.limits.excluded),
+        )
+        return quantized
 
     def placements(self, candidate: Candidate) -> list[Placement]:
         """Return where each node of a candidate runs, and why."""
@@ -315,7 +221,7 @@ class Int8Search:
     def notes(self, chosen: Candidate) -> dict[str, Any]:
         """Return what a manifest records of the search."""
         front = pareto(self.candidates)
-        rows = [_row(it, it == chosen, it in front) for it in self.candidates]
+        rows = [candidate_record(it, it == chosen, it in front) for it in self.candidates]
         calibration = next(iter(self._calibrations.values()), None)
         return {
             "target": self.target.name,
@@ -326,7 +232,7 @@ class Int8Search:
             "examples": len(self.validation),
             "kept": self._chosen() is not None,
             "candidates": rows,
-            "forms": [{"label": form.label, **_speedup(it)} for form, it in self._speedups.items()],
+            "forms": [{"label": form.label, **speedup_record(it)} for form, it in self._speedups.items()],
             "float32": {"value": self._score.value, "peak_rss_bytes": self._reference.peak_rss_bytes},
             "calibration": calibration
             and {"examples": calibration.examples, "peak_rss_bytes": calibration.peak_rss_bytes},
@@ -380,28 +286,3 @@ def throwaway(model: onnx.ModelProto, source: Artifact, out: Path) -> Artifact:
         parameters=source.manifest.parameters,
         made_by=PassRecord(name="candidate", version=1, config={}),
     )
-
-
-def _proven(candidate: Candidate, max_drop: float) -> bool:
-    return candidate.drop is not None and candidate.drop.high <= max_drop
-
-
-def _row(candidate: Candidate, chosen: bool, front: bool) -> dict[str, Any]:
-    drop = candidate.drop
-    return {
-        "label": candidate.label,
-        "form": asdict(candidate.form),
-        "observer": candidate.observer,
-        "smoothing": candidate.smoothing,
-        "restored": len(candidate.restored),
-        "size_bytes": candidate.size_bytes,
-        "speedup": candidate.speedup and _speedup(candidate.speedup),
-        "drop": drop and {"value": drop.value, "low": drop.low, "high": drop.high},
-        "integer_share": candidate.integer_share,
-        "chosen": chosen,
-        "pareto": front,
-    }
-
-
-def _speedup(it: Speedup) -> dict[str, float]:
-    return {"ratio": it.value, "low": it.low, "high": it.high, "ms": it.ms, "dense_ms": it.dense_ms}

@@ -15,7 +15,8 @@ from compress.errors import DataError
 from compress.quantization.rules import rules_for
 from compress.runtimes.target import find_target
 from compress.search.deploy import Speedup
-from compress.search.quantizing import Candidate, Form, Int8Search, Limits, choose, pareto
+from compress.search.int8_candidates import Candidate, Form, Limits, choose, pareto
+from compress.search.quantizing import Int8Search
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
