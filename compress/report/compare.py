@@ -6,17 +6,13 @@ measured side by side within one session, and so is the only speed that can be c
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compress.report import numbers
-from compress.report.model import Accuracy, Report, Row, Speedup, Unit
+from compress.report.model import Accuracy, Frozen, Report, Row, Speedup, Unit
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SpeedupChange(_Frozen):
+class SpeedupChange(Frozen):
     """The speed-up over one baseline in both reports."""
 
     before: float | None = Field(None, description="ratio in the first report")
@@ -24,7 +20,7 @@ class SpeedupChange(_Frozen):
     relative: float | None = Field(None, description="after / before - 1; negative is slower")
 
 
-class RowChange(_Frozen):
+class RowChange(Frozen):
     """One step on one target in both reports; a status is null where the report has no such row."""
 
     step: str
@@ -43,7 +39,7 @@ class RowChange(_Frozen):
     regressions: tuple[str, ...] = ()
 
 
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """What became of every row; ``ok`` is false if any of them regressed."""
 
     before: str = Field(description="title of the first report")

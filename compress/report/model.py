@@ -12,20 +12,26 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
+
+from compress.report.frozen import Baseline as Baseline
+from compress.report.frozen import Family as Family
+from compress.report.frozen import Frozen as Frozen
+from compress.report.frozen import Outcome as Outcome
+from compress.report.frozen import Speedup as Speedup
+from compress.report.frozen import Unit as Unit
+from compress.report.int8_model import FloatReason as FloatReason
+from compress.report.int8_model import Int8Candidate as Int8Candidate
+from compress.report.int8_model import Int8Search as Int8Search
+from compress.report.int8_model import Integers as Integers
+from compress.report.int8_model import Saturation as Saturation
+from compress.report.int8_model import SaturationRow as SaturationRow
+from compress.report.int8_model import TrailStep as TrailStep
 
 SCHEMA: Literal[1] = 1
 
-Outcome = Literal["pass", "fail", "unresolved"]
-Unit = Literal["percent", "plain"]
-Family = Literal["dense", "pruned", "student"]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Deliverable(_Frozen):
+class Deliverable(Frozen):
     """One leaf of the recipe and whether it may ship."""
 
     step: str
@@ -33,7 +39,7 @@ class Deliverable(_Frozen):
     text: str = Field(description='one line, e.g. "accuracy -0.66 points (limit 1.0): pass"')
 
 
-class Verdict(_Frozen):
+class Verdict(Frozen):
     """The answer: which artifact to ship, and why."""
 
     step: str | None = Field(None, description="id of the step to ship; null if nothing may ship")
@@ -43,7 +49,7 @@ class Verdict(_Frozen):
     deliverables: tuple[Deliverable, ...] = ()
 
 
-class Subject(_Frozen):
+class Subject(Frozen):
     """The model that the recipe starts from."""
 
     model: str = Field(description="as the recipe writes it, variables unexpanded")
@@ -56,7 +62,7 @@ class Subject(_Frozen):
     notes: tuple[str, ...] = Field((), description='e.g. "weights stored in float16, loaded as float32"')
 
 
-class Parity(_Frozen):
+class Parity(Frozen):
     """A step's outputs against those of its parent on the same real inputs."""
 
     reference: str = Field(description="id of the step compared with")
@@ -69,7 +75,7 @@ class Parity(_Frozen):
     verdict: Outcome | None = Field(None, description="null where nothing was demanded")
 
 
-class Gate(_Frozen):
+class Gate(Frozen):
     """One condition on a step, decided on validation."""
 
     metric: str = "accuracy"
@@ -86,7 +92,7 @@ class Gate(_Frozen):
     text: str = Field("", description="the verdict in a sentence")
 
 
-class Widths(_Frozen):
+class Widths(Frozen):
     """What an encoder kept in each of its layers; 0 where a whole sub-layer went."""
 
     layers: tuple[int, ...] = Field(description="positions of the layers that stay, from 0, in the incoming model")
@@ -97,7 +103,7 @@ class Widths(_Frozen):
     full_neurons: int = Field(description="neurons of one of its layers")
 
 
-class Step(_Frozen):
+class Step(Frozen):
     """One step of the recipe and what came of it."""
 
     id: str
@@ -120,26 +126,26 @@ class Step(_Frozen):
     notes: dict[str, JsonValue] = Field(default_factory=dict, description="what the pass put on record")
 
 
-class SplitRecord(_Frozen):
+class SplitRecord(Frozen):
     name: str
     source: str = Field(description="as the recipe writes it")
     rows: int
     digest: str = Field(description="sha256 over the normalised rows")
 
 
-class OverlapRecord(_Frozen):
+class OverlapRecord(Frozen):
     first: str
     second: str
     count: int = Field(description="rows whose normalised text stands in both")
     action: str = Field(description='"none found", "allowed", "dropped from train"')
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     asked: int = Field(description="samples")
     used: int = Field(description="samples")
 
 
-class Data(_Frozen):
+class Data(Frozen):
     synthetic: bool = Field(False, description="generated text: every rendering opens with a banner that says so")
     problem: str
     splits: tuple[SplitRecord, ...] = ()
@@ -149,7 +155,7 @@ class Data(_Frozen):
     notes: tuple[str, ...] = ()
 
 
-class TargetRecord(_Frozen):
+class TargetRecord(Frozen):
     """A place where variants were measured, or why they could not be."""
 
     name: str
@@ -163,7 +169,7 @@ class TargetRecord(_Frozen):
     reason: str = Field("", description="why it is not available")
 
 
-class Accuracy(_Frozen):
+class Accuracy(Frozen):
     metric: str = "accuracy"
     unit: Unit = Field(
         "percent", description='"percent": value is a fraction shown in percent; "plain": shown as it is'
@@ -176,7 +182,7 @@ class Accuracy(_Frozen):
     right: int | None = Field(None, description="right answers among n; null where that makes no sense")
 
 
-class Difference(_Frozen):
+class Difference(Frozen):
     """Accuracy of this row minus that of the baseline step, paired on the same examples."""
 
     baseline: str = Field(description="step id")
@@ -188,7 +194,7 @@ class Difference(_Frozen):
     text: str = Field("", description='verdict in words, e.g. "within the noise"')
 
 
-class Latency(_Frozen):
+class Latency(Frozen):
     """Time of one input after another, batch 1."""
 
     p50_ms: float
@@ -199,35 +205,7 @@ class Latency(_Frozen):
     rounds: int = Field(description="times that all of them were run")
 
 
-class Baseline(_Frozen):
-    step: str
-    target: str
-
-
-class Speedup(_Frozen):
-    """Ratio of total times over the same inputs; above 1 is faster than the baseline."""
-
-    ratio: float = Field(gt=0)
-    low: float | None = None
-    high: float | None = None
-    against: Baseline | None = Field(None, description="what it was compared with, where targets differ in that")
-
-
-class Integers(_Frozen):
-    """What a runtime computes on integers, from the graph that it really runs."""
-
-    mac_share: float | None = Field(
-        None,
-        description="share of the linear layers' multiply-accumulates, each counted for one token; null without any",
-    )
-    integer_products: int = Field(0, description="linear layers that multiply integers")
-    float_products: int = Field(0, description="linear layers that do not: float islands")
-    attention_products: int | None = Field(None, description="float products of two activations")
-    conversions: int | None = Field(None, description="nodes that only change the type of a tensor")
-    folded: int | None = Field(None, description="products that the file stores in 8 bits and that run in float32")
-
-
-class Row(_Frozen):
+class Row(Frozen):
     """One step on one target, accuracy on test."""
 
     step: str
@@ -262,7 +240,7 @@ class Row(_Frozen):
     )
 
 
-class LatencySearch(_Frozen):
+class LatencySearch(Frozen):
     """A ``prune`` step that searched for a latency: asked, predicted, measured by the search, measured here.
 
     All speed-ups are over the dense FP32 ONNX model on the same target, each of its own session.
@@ -289,81 +267,7 @@ class LatencySearch(_Frozen):
     reason: str = Field("", description="why nothing was measured here")
 
 
-class Int8Candidate(_Frozen):
-    """One INT8 form that a ``quantize`` step tried."""
-
-    label: str
-    speedup: Speedup | None = Field(None, description="over the FP32 graph that came in, as the step timed its form")
-    points: float = Field(description="metric minus that of the FP32 graph on validation, points (or its own unit)")
-    low: float | None = None
-    high: float | None = None
-    size_bytes: int | None = None
-    mac_share: float | None = Field(None, description="see Integers")
-    pareto: bool = False
-    chosen: bool = False
-
-
-class FloatReason(_Frozen):
-    """Why nodes stay in float32."""
-
-    reason: str
-    operators: dict[str, int] = Field(description="operator -> how many nodes")
-    example: str = Field("", description="name of one of them")
-
-
-class SaturationRow(_Frozen):
-    """One model with and without exact products, on the same examples."""
-
-    weight_bits: int
-    max_difference: float = Field(description="largest difference of an output")
-    largest_output: float
-    decisions_changed: int
-    examples: int
-
-
-class Saturation(_Frozen):
-    """Whether 8-bit products saturate on this machine, what that costs, and what was done about it."""
-
-    isa: str
-    saturates: bool
-    error: int = Field(description="of one 64-term sum of 255 * 127, in units of its last bit")
-    remedy: str
-    rows: tuple[SaturationRow, ...] = Field((), description="the model with 8-bit and 7-bit weights")
-
-
-class TrailStep(_Frozen):
-    """One measured step of a rescue: what was changed, and what the gate said."""
-
-    action: str
-    points: float
-    low: float | None = None
-    high: float | None = None
-    holds: bool
-
-
-class Int8Search(_Frozen):
-    """A ``quantize`` step that chose its form by measurement."""
-
-    step: str
-    target: str
-    isa: str = Field(description="instruction set that its rules are for")
-    flags: tuple[str, ...] = ()
-    goal: str
-    max_drop: float = Field(description="points of the metric (or its own unit) that the choice may lose")
-    examples: int = Field(description="validation examples")
-    kept: bool = Field(description="whether the choice keeps the limit, by the estimate")
-    unit: Unit = "percent"
-    candidates: tuple[Int8Candidate, ...]
-    forms: dict[str, Speedup] = Field(default_factory=dict, description="form -> speed-up, timed side by side")
-    calibration_examples: int | None = None
-    calibration_peak_rss_bytes: int | None = Field(None, description="of the process that ran them")
-    float_peak_rss_bytes: int | None = Field(None, description="of the process that ran FP32 on validation")
-    reasons: tuple[FloatReason, ...] = Field((), description="of the choice: what stays in float32, and why")
-    saturation: Saturation | None = None
-    trail: tuple[TrailStep, ...] = ()
-
-
-class StudentMatch(_Frozen):
+class StudentMatch(Frozen):
     """A student beside the pruned model whose latency is nearest to its own, on one target."""
 
     target: str
@@ -374,7 +278,7 @@ class StudentMatch(_Frozen):
     winner: Family | None = Field(None, description="whose score is better beyond the interval; null if neither's")
 
 
-class Environment(_Frozen):
+class Environment(Frozen):
     cpu: str
     flags: tuple[str, ...] = Field((), description="instruction sets that matter (avx2, avx512_vnni)")
     cores: int | None = Field(None, description="cores that the process may use")
@@ -387,13 +291,13 @@ class Environment(_Frozen):
     notes: dict[str, str] = Field(default_factory=dict, description="anything else, label -> value")
 
 
-class Reproduce(_Frozen):
+class Reproduce(Frozen):
     commands: tuple[str, ...]
     recipe: str = Field(description="YAML of the resolved recipe, variables unexpanded")
     seed: int
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """Everything that ``report.json`` holds."""
 
     schema_version: Literal[1] = SCHEMA
