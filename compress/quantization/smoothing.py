@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,12 @@ from compress.quantization.rules import Placement
 if TYPE_CHECKING:
     import onnx
 
+Formula = Literal["smoothquant", "activations"]
+"""``smoothquant`` weighs the peaks of a channel against those of its weights; ``activations`` looks at the channel
+alone: weights that have a scale per output lose little, and alpha = 0 leaves the model as it was."""
 SUFFIX = "smoothed"
+_TINY = 1e-8
+"""Peaks below it count as 0: dividing by them would blow up a value that calibration did not see."""
 
 
 def smooth(
@@ -31,6 +36,7 @@ def smooth(
     placements: Sequence[Placement],
     *,
     alpha: float,
+    formula: Formula = "smoothquant",
     copies: bool = True,
 ) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
     """Return a model of the same function whose quantized linear layers read evened-out activations.
@@ -46,7 +52,8 @@ def smooth(
         model: float32 graph; left as it was.
         channel_peaks: tensor -> (channels,) largest absolute values, see ``Calibration.channel_peaks``.
         placements: what ``place`` returned for the model; only linear layers placed in int8 are smoothed.
-        alpha: 0..1, how much of the difficulty moves to the weights; 0.5 shares it evenly.
+        alpha: 0..1, how much of the difficulty moves to the weights.
+        formula: of s, see ``smoothing_scales``.
         copies: whether tensors may be smoothed that need a Mul at run time.
 
     Returns:
@@ -60,26 +67,30 @@ def smooth(
         raise UsageError(
             "The migration strength of smoothing is a share.", value=alpha, fix="Give an alpha between 0 and 1."
         )
-    work = _Smoothing(Graph(model), copies)
+    work = _Smoothing(Graph(model), alpha, formula, copies)
     groups: dict[str, list[Product]] = {}
     for placement in placements:
         if placement.precision == "int8" and placement.product is not None and placement.product.family == "linear":
             groups.setdefault(placement.product.input, []).append(placement.product)
     notes = []
     for tensor, readers in reversed(groups.items()):
-        folded, reason = work.smooth(tensor, readers, channel_peaks.get(tensor), alpha)
+        folded, reason = work.smooth(tensor, readers, channel_peaks.get(tensor))
         nodes = [product.node for product in readers]
         notes.append({"tensor": tensor, "nodes": nodes, "folded_into": folded, "reason": reason})
     return work.finish(), notes[::-1]
 
 
-def smoothing_scales(activation: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
-    """Return ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` (Xiao et al. 2023, equation 4).
+def smoothing_scales(
+    activation: np.ndarray, weight: np.ndarray, alpha: float, formula: Formula = "smoothquant"
+) -> np.ndarray:
+    """Return s of every channel.
 
     Args:
         activation: (K,) largest absolute values of the channels.
         weight: (K,) largest absolute values of the rows that multiply them.
         alpha: 0..1.
+        formula: ``smoothquant`` is ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` (Xiao et al. 2023, equation 4);
+            ``activations`` is ``max|X_j|^alpha`` (as Lin et al. 2023, arXiv:2306.00978, scale with mean values).
 
     Returns:
         (K,) float32; 1 where a channel or its row is always 0, or a peak is not finite.
@@ -87,11 +98,8 @@ def smoothing_scales(activation: np.ndarray, weight: np.ndarray, alpha: float) -
     peaks = np.asarray(activation, dtype=np.float64), np.asarray(weight, dtype=np.float64)
     known = np.logical_and.reduce([np.isfinite(peak) & (peak > _TINY) for peak in peaks])
     x, w = (np.where(known, peak, 1.0) for peak in peaks)
-    return np.where(known, x**alpha / w ** (1.0 - alpha), 1.0).astype(np.float32)
-
-
-_TINY = 1e-8
-"""Peaks below it count as 0: dividing by them would blow up a value that calibration did not see."""
+    scale = x**alpha / w ** (1.0 - alpha) if formula == "smoothquant" else x**alpha
+    return np.where(known, scale, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,34 +108,31 @@ class _Maker:
 
     Attributes:
         product: the layer.
-        bias: node and input position that add its bias; None without one.
+        biases: nodes and input positions that add a constant row to its output.
         name: what it is called in notes.
     """
 
     product: Product
-    bias: tuple[onnx.NodeProto, int] | None
+    biases: tuple[tuple[onnx.NodeProto, int], ...]
     name: str
 
 
 class _Smoothing:
     """Smooths tensors of a graph, those read last first: a layer's columns are settled before its rows are seen."""
 
-    def __init__(self, graph: Graph, copies: bool) -> None:
-        self.graph = graph
-        self.copies = copies
+    def __init__(self, graph: Graph, alpha: float, formula: Formula, copies: bool) -> None:
+        self.graph, self.alpha, self.formula, self.copies = graph, alpha, formula, copies
         self.linear = {product.node: product for product in find_products(graph) if product.family == "linear"}
         self.attentions = {attention.merge.output[0]: attention for attention in find_attention(graph)}
         self.weights: dict[str, np.ndarray] = {}
 
-    def smooth(
-        self, tensor: str, readers: Sequence[Product], peaks: np.ndarray | None, alpha: float
-    ) -> tuple[str | None, str]:
+    def smooth(self, tensor: str, readers: Sequence[Product], peaks: np.ndarray | None) -> tuple[str | None, str]:
         """Smooth one tensor; return what took 1/s, and why it did (or why the tensor was left)."""
         depth = readers[0].depth
         if peaks is None or peaks.shape != (depth,) or any(product.depth != depth for product in readers):
             return None, "calibration has no peaks of its channels"
         rows = np.max([np.abs(self._weight(product)).max(axis=1) for product in readers], axis=0)
-        scale = smoothing_scales(peaks, rows, alpha)
+        scale = smoothing_scales(peaks, rows, self.alpha, self.formula)
         folded, reason = self._divide(tensor, readers, scale)
         if folded is not None:
             for product in readers:
@@ -175,11 +180,12 @@ class _Smoothing:
         if node is None or node.name not in self.linear:
             return None
         product = self.linear[node.name]
-        adder = added if added is not None else node if node.op_type == "Gemm" and len(node.input) > 2 else None
-        if adder is None:
-            return _Maker(product, None, name)
-        rows = [i for i, row in enumerate(adder.input) if graph.shape_of(row) == (product.width,)]
-        return _Maker(product, (adder, rows[-1]), name) if rows else None
+        adders = [
+            *([node] if node.op_type == "Gemm" and len(node.input) > 2 else []),
+            *([added] if added is not None else []),
+        ]
+        rows = [(it, i) for it in adders for i, row in enumerate(it.input) if graph.shape_of(row) == (product.width,)]
+        return _Maker(product, tuple(rows), name) if len(rows) == len(adders) else None
 
     def _linear_before(self, tensor: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto | None]:
         """Return the product that makes a tensor and the Add of its bias; a ReLU in between keeps positive scales."""
@@ -198,8 +204,8 @@ class _Smoothing:
 
     def _divide_columns(self, maker: _Maker, scale: np.ndarray) -> None:
         self.weights[maker.product.node] = self._weight(maker.product) / scale
-        if maker.bias is not None:
-            self._divide_row(*maker.bias, scale)
+        for node, position in maker.biases:
+            self._divide_row(node, position, scale)
 
     def _divide_normalization(self, node: onnx.NodeProto, scale: np.ndarray) -> bool:
         """Divide the weight and bias of a LayerNormalization over the last axis; say whether it is one."""

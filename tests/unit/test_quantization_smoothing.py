@@ -20,7 +20,7 @@ from compress.quantization.graph import Graph
 from compress.quantization.products import find_products, weight_of
 from compress.quantization.ranges import Statistics
 from compress.quantization.rules import Placement
-from compress.quantization.smoothing import smooth, smoothing_scales
+from compress.quantization.smoothing import Formula, smooth, smoothing_scales
 from compress.quantization.writing import write_int8
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
@@ -129,6 +129,12 @@ def test_scales_follow_the_equation() -> None:
     assert smoothing_scales(activation, weight, 0.0) == pytest.approx([1.0, 4.0])
 
 
+def test_scales_of_activations_alone_leave_everything_at_an_alpha_of_zero() -> None:
+    activation, weight = np.array([4.0, 9.0]), np.array([1.0, 0.25])
+    assert smoothing_scales(activation, weight, 0.5, "activations") == pytest.approx([2.0, 3.0])
+    assert smoothing_scales(activation, weight, 0.0, "activations") == pytest.approx([1.0, 1.0])
+
+
 def test_scale_of_a_channel_that_is_always_zero_is_one() -> None:
     scales = smoothing_scales(np.array([0.0, 2.0, np.inf, 2.0]), np.array([1.0, 0.0, 1.0, 2.0]), 0.5)
     assert scales == pytest.approx([1.0, 1.0, 1.0, 1.0])
@@ -189,6 +195,10 @@ FOLDS = {
     ),
     "a Gemm and a ReLU": (
         [node("Gemm", "x w1 b1", "m", transB=1), node("Relu", "m", "h"), node("Gemm", "h w2 b2", "y", transB=1)],
+        ["Mul", "linear layer"],
+    ),
+    "a Gemm and a row added to it": (
+        [node("Gemm", "x w1 b1", "m"), node("Add", "m b2", "h"), node("MatMul", "h w2", "y")],
         ["Mul", "linear layer"],
     ),
     "three layers": (
@@ -296,8 +306,9 @@ def test_a_smoothed_encoder_gives_the_same_logits(
     model, encoded = onnx.load(artifact.file()), encode(artifact)
     peaks, feed = peaks_of(model, encoded), encoded.batch(range(len(encoded)))
     exact = run(model, feed)
-    for alpha in (0.0, 0.3, 0.5, 0.7, 1.0):
-        smoothed, notes = smooth(model, peaks, all_int8(model), alpha=alpha)
+    cases: list[tuple[float, Formula]] = [(alpha, "smoothquant") for alpha in (0.0, 0.3, 0.5, 0.7, 1.0)]
+    for alpha, formula in [*cases, (0.5, "activations")]:
+        smoothed, notes = smooth(model, peaks, all_int8(model), alpha=alpha, formula=formula)
         assert [note["folded_into"] for note in notes[:8]] == ["Mul", "value projection", "Mul", "Mul"] * 2
         assert np.abs(run(smoothed, feed) - exact).max() < 1e-5 * max(1.0, float(np.abs(exact).max()))
 
