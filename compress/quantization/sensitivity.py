@@ -115,18 +115,13 @@ class Probe:
 
     def macs(self, products: Sequence[Product]) -> dict[str, int]:
         """Return node -> multiply-accumulates of a linear layer on the example of median length."""
-        import onnx
-
         linear = [product for product in products if product.family == "linear"]
-        names = sorted({product.input for product in linear})
-        probe = self._variants.skeleton()
+        if not linear:
+            return {}
         middle = int(np.argsort(self._encoded.lengths, kind="stable")[len(self._encoded) // 2])
-        rows = {}
-        for name in names:
-            del probe.graph.output[:]
-            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-            values = self._variants.run(probe, self._encoded.select([middle]))
-            rows[name] = values.size // values.shape[-1]
+        names = sorted({product.input for product in linear})
+        inputs = self._variants.observe(names, self._encoded.select([middle]))
+        rows = {name: values.size // values.shape[-1] for name, values in inputs.items()}
         return {product.node: rows[product.input] * product.macs for product in linear}
 
     def _drop(self, outputs: np.ndarray) -> float | None:

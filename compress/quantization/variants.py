@@ -6,7 +6,7 @@ that writing and opening a candidate takes milliseconds instead of copying the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,25 +67,42 @@ class Variants:
         """Run a model made from ``skeleton`` on examples one by one, at their real lengths, in this process.
 
         Returns:
-            (n, ...) float64, its only output.
+            (n, ...) float64, its first output.
 
         Raises:
             RunError: ONNX Runtime does not open or run it.
         """
+        rows = [outputs[0] for outputs in self._outputs(model, encoded)]
+        return np.concatenate([np.asarray(row, dtype=np.float64) for row in rows])
+
+    def observe(self, names: Sequence[str], encoded: Encoded) -> dict[str, np.ndarray]:
+        """Return name -> values of float tensors inside the float model, for the first example.
+
+        Raises:
+            RunError: ONNX Runtime does not run the model.
+        """
+        import onnx
+
+        model = self.skeleton()
+        del model.graph.output[:]
+        kind = onnx.TensorProto.FLOAT
+        model.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in names)
+        return dict(zip(names, next(self._outputs(model, encoded)), strict=True))
+
+    def _outputs(self, model: onnx.ModelProto, encoded: Encoded) -> Iterator[list[np.ndarray]]:
+        """Yield the outputs of one example after another."""
         try:
             session = self._open(model)
             names = {value.name for value in session.get_inputs()}
-            rows = []
             for i in range(len(encoded)):
                 feed = {name: array for name, array in encoded.batch([i]).items() if name in names}
-                rows.append(np.asarray(session.run(None, feed)[0], dtype=np.float64))
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+                yield session.run(None, feed)
+        except Exception as error:  # what ONNX Runtime raises shares no base but this one
             raise RunError(
                 "A variant of the model could not be run in ONNX Runtime.",
                 value=(str(error).strip().splitlines() or [type(error).__name__])[0],
                 fix="Check that the float model runs in ONNX Runtime on these examples.",
             ) from error
-        return np.concatenate(rows)
 
     def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         import onnx
