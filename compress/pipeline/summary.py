@@ -17,6 +17,7 @@ from compress.pipeline.public import public_path, public_recipe
 from compress.pipeline.rows import PERCENT, build_rows
 from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.searches import latency_searches, widths
+from compress.pipeline.sensitivities import sensitivity_records
 from compress.pipeline.students import student_matches
 from compress.pipeline.verdict import choose
 from compress.report import model as report
@@ -47,6 +48,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         rows=tuple(rows),
         searches=tuple(latency_searches(state, measured)),
         students=tuple(student_matches(state, measured)),
+        sensitivities=tuple(sensitivity_records(state)),
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),

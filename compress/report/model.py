@@ -281,6 +281,30 @@ class StudentMatch(_Frozen):
     winner: Family | None = Field(None, description="whose score is better beyond the interval; null if neither's")
 
 
+class Sensitivity(_Frozen):
+    """What one product of a network loses when it alone runs in 8 bits."""
+
+    node: str
+    operator: str = Field(description="MatMul, Gemm or Gather")
+    sqnr_db: float = Field(description="signal to quantization noise of the outputs, dB; 200 = equal outputs")
+    kl: float | None = Field(None, description="mean divergence of the predictions, nats; null for a single output")
+    drop_points: float | None = Field(None, description="loss of the metric, points, positive = worse; null unlabelled")
+    macs_share: float = Field(description="part of the multiply-accumulates of all linear layers, 0 to 1")
+    noise_share: float = Field(description="part of the noise of all products, 0 to 1, as if noises added up")
+    activation_sqnr_db: float | None = Field(None, description="with only its activation rounded, dB")
+    weight_sqnr_db: float | None = Field(None, description="with only its weight rounded, dB")
+    excluded: str = Field("", description="why it stays in float32; empty if it runs in 8 bits")
+
+
+class SensitivityRecord(_Frozen):
+    """How sensitive the products of a step are to 8 bits, each measured alone, worst first."""
+
+    step: str
+    rows: tuple[Sensitivity, ...]
+    examples: int | None = Field(None, description="examples that it was measured on; null = not recorded")
+    together_db: float | None = Field(None, description="signal to noise with all of them in 8 bits, dB")
+
+
 class Environment(_Frozen):
     cpu: str
     flags: tuple[str, ...] = Field((), description="instruction sets that matter (avx2, avx512_vnni)")
@@ -316,6 +340,7 @@ class Report(_Frozen):
     rows: tuple[Row, ...]
     searches: tuple[LatencySearch, ...] = ()
     students: tuple[StudentMatch, ...] = ()
+    sensitivities: tuple[SensitivityRecord, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
     environment: Environment
     reproduce: Reproduce
