@@ -13,6 +13,7 @@ from compress.cli.plan import plan, validate
 from compress.cli.recipes import cat, cp, ls
 from compress.cli.report import report
 from compress.cli.run import run
+from compress.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     name="mcompress",
@@ -39,5 +40,5 @@ def root(
     """Take a fine-tuned model and a recipe; hand back artifacts, each one measured."""
 
 
-for _command in (run, plan, validate, ls, cp, cat, bench, report, compare, export, env):
+for _command in (run, plan, validate, ls, cp, cat, bench, sensitivity, report, compare, export, env):
     app.command()(_command)

@@ -16,12 +16,11 @@ def export(
     out: Path = typer.Argument(..., metavar="DIR", help="New folder for the artifact."),
 ) -> None:
     """Copy an artifact out of a run: the one that the report says to ship, or the one of STEP."""
-    from compress.pipeline.folder import deliver, find_artifact
+    from compress.pipeline.folder import deliver, find_artifact, split_step
     from compress.report.files import read_report
     from compress.store import Store
 
-    place, colon, step = source.rpartition(":")
-    run, step = (Path(place), step) if colon and not Path(source).is_dir() else (Path(source), "")
+    run, step = split_step(source)
     if not step:
         chosen = read_report(run).verdict.step
         if chosen is None:

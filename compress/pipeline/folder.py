@@ -131,6 +131,12 @@ def deliver(artifact: Artifact, out: Path) -> None:
     partial.rename(out)
 
 
+def split_step(source: str) -> tuple[Path, str]:
+    """Return folder and step of ``RUN:STEP``; the step of a plain folder is empty."""
+    place, colon, step = source.rpartition(":")
+    return (Path(place), step) if colon and not Path(source).is_dir() else (Path(source), "")
+
+
 def find_artifact(run: Path, step: str, store: Store) -> Artifact:
     """Return the artifact of a step of a run: from its deliverables, else from the store.
 

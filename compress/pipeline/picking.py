@@ -42,16 +42,22 @@ def pick_recipe(model: str, data: Path) -> str:
     return "\n".join([*head, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)])
 
 
+def file_of(data: Path, split: str) -> Path | None:
+    """Return the file of a split in a folder, by the names that ``--data`` understands; None if there is none."""
+    paths = (data / f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _find_splits(folder: Path) -> dict[str, dict[str, str]]:
     if not folder.is_dir():
         raise DataError(
             "--data is not a folder.", value=folder, fix="Give a folder with train.csv, validation.csv, test.csv."
         )
     found = {}
-    for split, names in _SPLITS.items():
-        paths = [folder / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]
-        if existing := [path for path in paths if path.is_file()]:
-            found[split] = {"path": str(existing[0])}
+    for split in _SPLITS:
+        path = file_of(folder, split)
+        if path is not None:
+            found[split] = {"path": str(path)}
     for split in ("train", "validation"):
         if split not in found:
             raise DataError(

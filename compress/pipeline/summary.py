@@ -18,6 +18,7 @@ from compress.pipeline.public import public_path, public_recipe
 from compress.pipeline.rows import PERCENT, build_rows
 from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.searches import latency_searches, widths
+from compress.pipeline.sensitivities import sensitivity_records
 from compress.pipeline.students import student_matches
 from compress.pipeline.verdict import choose
 from compress.report import model as report
@@ -49,6 +50,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         searches=tuple(latency_searches(state, measured)),
         int8=tuple(int8_searches(state)),
         students=tuple(student_matches(state, measured)),
+        sensitivities=tuple(sensitivity_records(state)),
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),

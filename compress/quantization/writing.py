@@ -11,7 +11,7 @@ import numpy as np
 from compress.errors import UsageError
 from compress.quantization.attention import MASK, Attention, find_attention
 from compress.quantization.graph import MICROSOFT, Graph
-from compress.quantization.products import Product, weight_of
+from compress.quantization.products import Product, attribute, weight_of
 from compress.quantization.ranges import Range
 from compress.quantization.rules import Placement
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Form = Literal["qdq", "integer"]
 """QuantizeLinear/DequantizeLinear pairs around float products, which every runtime reads; or ONNX Runtime's
 MatMulIntegerToFloat and QAttention, which need no pattern to be recognised."""
+
+Half = Literal["activation", "weight"]
+"""One of the two inputs of a linear layer."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,44 @@ def write_int8(
     for product in products.values():
         writer.table(product) if product.family == "table" else writer.linear(product)
     return writer.graph.finish()
+
+
+def write_half(
+    model: onnx.ModelProto,
+    product: Product,
+    half: Half,
+    ranges: Mapping[str, Range] | None = None,
+    how: Int8Format | None = None,
+) -> onnx.ModelProto:
+    """Return a model in which one input of a linear layer is rounded to 8 bits and back; it multiplies in float.
+
+    Args:
+        model: float32 graph; left as it was.
+        product: a linear layer of it.
+        half: the input to round.
+        ranges, how: as ``write_int8`` takes them, and the same rounding.
+
+    Raises:
+        UsageError: the activation has no range.
+    """
+    from onnx import helper
+
+    graph, how = Graph(model), how or Int8Format()
+    node = graph.node(product.node)
+    if half == "weight":
+        integers, scale = quantize_weight(weight_of(graph, product), how.weight_bits, per_channel=how.per_channel)
+        rounded = integers * scale
+        stored = rounded.T if attribute(node, "transB", 0) else rounded
+        node.input[1] = graph.add_constant(f"{product.node}.rounded", stored)
+        return graph.finish()
+    writer = _Writer(graph, how, ranges)
+    new, back = writer._activation(node), f"{node.input[0]}.dequantized"
+    if how.form == "integer":
+        inputs = list(writer.made[node.input[0]])
+        new.append(helper.make_node("DequantizeLinear", inputs, [back], name=f"{node.input[0]}/DequantizeLinear"))
+    graph.put_before(node, new)
+    node.input[0] = back
+    return graph.finish()
 
 
 def quantize_weight(weight: np.ndarray, bits: int, *, per_channel: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -128,7 +128,39 @@ class Figure:
     summary: str
 
 
-Block = Table | Facts | Paragraph | Heading | Bullets | Code | Figure
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a bar plot.
+
+    Attributes:
+        label: beside it, at full length.
+        value: how long it is.
+        text: at its end.
+        marked: whether it is drawn hollow.
+        hint: its whole name, shown where it is pointed at.
+    """
+
+    label: str
+    value: float
+    text: str
+    marked: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars from zero, in the order of a ranking; ``summary`` says the same in words."""
+
+    title: str
+    x_title: str
+    bars: tuple[Bar, ...]
+    summary: str
+    plain: str = ""
+    """What a filled bar means, for the key; no key without a hollow one."""
+    hollow: str = ""
+
+
+Block = Table | Facts | Paragraph | Heading | Bullets | Code | Figure | Bars
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.report import numbers, sections_int8, sections_record, sections_results, sections_search
+from compress.report import (
+    numbers,
+    sections_int8,
+    sections_record,
+    sections_results,
+    sections_search,
+    sections_sensitivity,
+)
 from compress.report.blocks import Section, Tone
 from compress.report.model import Report, Row
 
@@ -60,6 +67,7 @@ def build(report: Report) -> Document:
             sections_results.results(report),
             sections_results.accuracy(report),
             *(section for section in searched if section),
+            *filter(None, (sections_sensitivity.sensitivity(report),)),
             sections_record.gates(report),
             sections_results.details(report),
             sections_record.subject(report),

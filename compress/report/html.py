@@ -7,7 +7,8 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from compress.report.blocks import Block, Figure
+from compress.report.bars import BarPlot
+from compress.report.blocks import Bars, Block, Figure
 from compress.report.document import build
 from compress.report.model import Report
 from compress.report.plot import ParetoPlot
@@ -40,6 +41,8 @@ def _kind(block: Block) -> str:
     return type(block).__name__.lower()
 
 
-def _plot(figure: Figure, size: str) -> Markup:
+def _plot(figure: Figure | Bars, size: str) -> Markup:
     width, height = WIDE if size == "wide" else NARROW
+    if isinstance(figure, Bars):
+        return Markup(BarPlot(figure, width).svg())
     return Markup(ParetoPlot(figure, width, height).svg())

@@ -93,3 +93,27 @@ class Int8Search(Frozen):
     reasons: tuple[FloatReason, ...] = Field((), description="of the choice: what stays in float32, and why")
     saturation: Saturation | None = None
     trail: tuple[TrailStep, ...] = ()
+
+
+class Sensitivity(Frozen):
+    """What one product of a network loses when it alone runs in 8 bits."""
+
+    node: str
+    operator: str = Field(description="MatMul, Gemm or Gather")
+    sqnr_db: float = Field(description="signal to quantization noise of the outputs, dB; 200 = equal outputs")
+    kl: float | None = Field(None, description="mean divergence of the predictions, nats; null for a single output")
+    drop_points: float | None = Field(None, description="loss of the metric, points, positive = worse; null unlabelled")
+    macs_share: float = Field(description="part of the multiply-accumulates of all linear layers, 0 to 1")
+    noise_share: float = Field(description="part of the noise of all products, 0 to 1, as if noises added up")
+    activation_sqnr_db: float | None = Field(None, description="with only its activation rounded, dB")
+    weight_sqnr_db: float | None = Field(None, description="with only its weight rounded, dB")
+    excluded: str = Field("", description="why it stays in float32; empty if it runs in 8 bits")
+
+
+class SensitivityRecord(Frozen):
+    """How sensitive the products of a step are to 8 bits, each measured alone, worst first."""
+
+    step: str
+    rows: tuple[Sensitivity, ...]
+    examples: int | None = Field(None, description="examples that it was measured on; null = not recorded")
+    together_db: float | None = Field(None, description="signal to noise with all of them in 8 bits, dB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from compress.report.blocks import (
+    Bars,
     Block,
     Bullets,
     Cell,
@@ -86,7 +87,7 @@ def _block(block: Block) -> str:
             return _bullets(block.items)
         case Code():
             return _code(block)
-        case Figure():
+        case Figure() | Bars():
             return text(block.summary)
 
 

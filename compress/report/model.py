@@ -26,6 +26,8 @@ from compress.report.int8_model import Int8Search as Int8Search
 from compress.report.int8_model import Integers as Integers
 from compress.report.int8_model import Saturation as Saturation
 from compress.report.int8_model import SaturationRow as SaturationRow
+from compress.report.int8_model import Sensitivity as Sensitivity
+from compress.report.int8_model import SensitivityRecord as SensitivityRecord
 from compress.report.int8_model import TrailStep as TrailStep
 
 SCHEMA: Literal[1] = 1
@@ -314,6 +316,7 @@ class Report(Frozen):
     searches: tuple[LatencySearch, ...] = ()
     int8: tuple[Int8Search, ...] = ()
     students: tuple[StudentMatch, ...] = ()
+    sensitivities: tuple[SensitivityRecord, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
     environment: Environment
     reproduce: Reproduce

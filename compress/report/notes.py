@@ -10,6 +10,8 @@ from compress.report.model import Step, Unit
 
 Pairs = list[tuple[str, str]]
 Notes = dict[str, Any]
+_ELSEWHERE = {"sensitivity", "sensitivity_examples", "sensitivity_together_db"}
+"""Notes that a section of the report shows."""
 
 
 def note_pairs(step: Step, unit: Unit = "percent") -> Pairs:
@@ -21,14 +23,15 @@ def note_pairs(step: Step, unit: Unit = "percent") -> Pairs:
 
     Returns:
         First what is known to its pass, worded; then the rest as it is. A note whose form is not the expected
-        one is shown as it is.
+        one is shown as it is. What has a section of its own is left out.
     """
-    notes: Notes = dict(step.notes)
+    notes: Notes = {key: value for key, value in step.notes.items() if key not in _ELSEWHERE}
+    own = dict(notes)
     writer = _WRITERS.get(step.name)
     try:
         pairs = writer(notes, unit) if writer else []
     except (AttributeError, KeyError, TypeError, ValueError):
-        notes, pairs = dict(step.notes), []
+        notes, pairs = own, []
     return [*pairs, *((label(key), numbers.value_text(value)) for key, value in notes.items())]
 
 

@@ -12,10 +12,10 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from compress.report import sections_results, sections_search
+from compress.report import sections_results, sections_search, sections_sensitivity
 from compress.report.blocks import Cell, Column, Table, TableRow
 from compress.report.document import VerdictBlock, build
-from compress.report.model import Report
+from compress.report.model import Report, SensitivityRecord
 from compress.report.numbers import MISSING
 
 STYLES = {"good": "green", "bad": "red", "warn": "yellow", "muted": "dim", "plain": ""}
@@ -23,6 +23,10 @@ _MARKS = {"good": "✓", "bad": "✗", "warn": "?", "muted": "·", "plain": "·"
 _ROOMY = 100
 """From this width on, speed-ups show their intervals too."""
 _WIDEST = 110
+_GAP = 2
+"""Cells between two columns of a table."""
+_SHORTEST = 12
+"""Cells that a node's name has at least."""
 
 
 def render_terminal(report: Report, console: Console) -> None:
@@ -46,6 +50,19 @@ def render_terminal(report: Report, console: Console) -> None:
         console.print()
     if tables:
         console.print(_legend(tables), width=width)
+
+
+def print_ranking(record: SensitivityRecord, console: Console) -> None:
+    """Print the products of a network by their sensitivity to INT8, names cut to what the width leaves them."""
+    width = min(console.width, _WIDEST)
+    table = sections_sensitivity.table(record, longest=width)
+    others = [i for i, column in enumerate(table.columns) if column.key != "node"]
+    taken = sum(max(map(len, [*_title(table.columns[i], _room(table, i)), "." * _room(table, i)])) for i in others)
+    gaps = _GAP * len(others)
+    table = sections_sensitivity.table(record, longest=max(width - taken - gaps, _SHORTEST))
+    console.print(rich_table(table), width=width)
+    meanings = "; ".join(f"{column.title}: {column.meaning}" for column in table.columns if column.meaning)
+    console.print(Text(f"{plain(meanings)}.", style="dim"), width=width)
 
 
 def plain(value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,55 @@ def test_export_copies_the_shipped_artifact_or_a_named_step(ran, tmp_path) -> No
     report["verdict"]["step"] = None
     (copy / "report.json").write_text(json.dumps(report))
     assert "ships nothing" in call("export", copy, tmp_path / "none", code=2).stderr
+
+
+def test_sensitivity_ranks_the_products_of_a_float_model(lab, ran) -> None:
+    words = ("sensitivity", f"{ran}:export", "--data", lab.data, "--samples", 6)
+    text = call(*words).stdout
+    assert fits_a_terminal(text)
+    assert "Most sensitive on 6 examples: bert." in text
+    assert "quantize: {exclude:" in text
+    record = parsed(*words)
+    assert record["examples"] == 6
+    ratios = [row["sqnr_db"] for row in record["rows"]]
+    assert len(ratios) == 16
+    assert ratios == sorted(ratios)
+    assert all(row["drop_points"] is not None and row["weight_sqnr_db"] is None for row in record["rows"])
+    assert sum(row["noise_share"] for row in record["rows"]) == pytest.approx(1.0)
+    names = [row["node"].split("/")[0].removeprefix("bert.") for row in record["rows"]]
+    assert re.findall(r"^ *\d+ +(\S+) +(?:MatMul|Gemm|Gather) ", text, re.MULTILINE) == names
+    assert parsed("sensitivity", ran, *words[2:]) == record | {"step": ran.name}
+
+
+def test_sensitivity_tells_tensors_apart_and_takes_ranges_and_torch_models(lab, ran) -> None:
+    data = ("--data", lab.data / "test.csv", "--samples", 5)
+    record = parsed("sensitivity", f"{ran}:export", *data, "--tensors")
+    linear = [row for row in record["rows"] if row["operator"] != "Gather"]
+    assert all(row["activation_sqnr_db"] and row["weight_sqnr_db"] for row in linear)
+    static = parsed("sensitivity", f"{ran}:export", *data, "--method", "static")
+    assert {row["node"] for row in static["rows"]} == {row["node"] for row in record["rows"]}
+    assert static["rows"] != record["rows"]
+    torch = parsed("sensitivity", lab.taken_in(), *data)
+    assert [row["node"] for row in torch["rows"]] == [row["node"] for row in record["rows"]]
+    assert [row["sqnr_db"] for row in torch["rows"]] == [row["sqnr_db"] for row in record["rows"]]
+
+
+def test_sensitivity_without_data_runs_built_in_examples_without_a_metric(ran) -> None:
+    record = parsed("sensitivity", f"{ran}:export")
+    assert record["examples"] == 8
+    assert {row["drop_points"] for row in record["rows"]} == {None}
+
+
+def test_sensitivity_needs_the_float_model(lab, ran, tmp_path) -> None:
+    for step in ("int8", "fp16"):
+        text = call("sensitivity", ran / "deliverables" / step, code=2).stderr
+        assert f"it is {step.upper()} already" in text
+        assert "\n  fix:   Give the ONNX or torch artifact that it was made from" in text
+    assert "no artifact.json" in call("sensitivity", tmp_path, code=2).stderr
+    assert "'export'" in call("sensitivity", f"{ran}:exprot", code=2).stderr
+    few = ("--data", lab.data / "test.csv", "--samples", 24, "--method", "static")
+    assert "No row is left" in call("sensitivity", f"{ran}:export", *few, code=2).stderr
+    assert call("sensitivity", f"{ran}:export", "--method", "other", code=2).stdout == ""
 
 
 SMALL = ("data.calibration.samples=8", "measure.targets=[ort-cpu-1t]", "measure.inputs=2", "measure.rounds=3")

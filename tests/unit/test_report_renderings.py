@@ -143,6 +143,7 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
         "Students and pruned models",
         "Predicted and measured latency",
         "What was pruned where",
+        "Sensitivity to INT8",
         "Gates and parity",
         "Speed and memory",
         "Model",
