@@ -129,9 +129,12 @@ class FakeLinear(nn.Linear):  # type: ignore[misc]
         """The range of the input, which other layers may share."""
         return self._ranges[0]
 
+    def rounded(self) -> torch.Tensor:
+        """Return the weight as it multiplies: (N, K) float32 on the levels of its integers."""
+        return fake_weight(self.weight, self.bits, per_channel=self.per_channel)
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        weight = fake_weight(self.weight, self.bits, per_channel=self.per_channel)
-        return functional.linear(self.input_range(values), weight, self.bias)
+        return functional.linear(self.input_range(values), self.rounded(), self.bias)
 
     def plain(self) -> nn.Linear:
         """Return the layer without quantization, with the same parameters."""
@@ -147,6 +150,10 @@ class FakeEmbedding(nn.Embedding):  # type: ignore[misc]
         sizes = embedding.num_embeddings, embedding.embedding_dim
         super().__init__(*sizes, padding_idx=embedding.padding_idx, device="meta")
         self.weight = embedding.weight
+
+    def rounded(self) -> torch.Tensor:
+        """Return the whole table on the levels of its integers: (rows, columns) float32."""
+        return _symmetric(self.weight, self.weight, 0, TABLE_BITS)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = functional.embedding(ids, self.weight, self.padding_idx)

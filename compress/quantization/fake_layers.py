@@ -98,6 +98,44 @@ def learned_ranges(model: nn.Module, layers: Layers) -> dict[str, Range]:
     return {node: layer.input_range.read() for node, layer in found.items()}
 
 
+def rounded_weights(model: nn.Module, layers: Layers) -> dict[str, np.ndarray]:
+    """Return node -> weight as it multiplies in training: (K, N) of a linear layer, (rows, columns) of a table."""
+    out = {}
+    for product in layers.products:
+        layer = model.get_submodule(layers.paths[product.node])
+        rounded = layer.rounded().detach().cpu()
+        out[product.node] = (rounded.T if product.family == "linear" else rounded).numpy()
+    return out
+
+
+def unlike_training(
+    written: onnx.ModelProto, layers: Layers, weights: Mapping[str, np.ndarray], ranges: Mapping[str, Range]
+) -> list[str]:
+    """Return the nodes of a QDQ graph whose integers stand for other numbers than those of training.
+
+    Args:
+        written: the graph.
+        layers: its products.
+        weights: what ``rounded_weights`` returned.
+        ranges: what ``learned_ranges`` returned.
+    """
+    graph, out = Graph(written), []
+    for product in layers.products:
+        node = graph.node(product.node)
+        if product.family == "table":
+            turn = graph.consumers[node.output[0]][0]
+            same = np.array_equal(_dequantized(graph, node.input[0], turn.input[1]), weights[node.name])
+        else:
+            back, turn = (graph.producers[name] for name in node.input[:2])
+            scale = graph.constant(back.input[1])
+            wanted = ranges[node.name].scale if _has_zero_point(graph, back) else ranges[node.name].symmetric_scale
+            same = np.array_equal(_dequantized(graph, *turn.input[:2]), weights[node.name])
+            same = same and scale is not None and bool(np.all(scale == np.float32(wanted)))
+        if not same:
+            out.append(product.node)
+    return out
+
+
 def remove_fakes(model: nn.Module) -> None:
     """Put plain layers with the same parameters where the fake ones are, in place."""
     for path, module in list(model.named_modules()):
@@ -110,6 +148,16 @@ def _has(module: nn.Linear | nn.Embedding, weight: np.ndarray) -> bool:
     own = module.weight.detach().cpu()
     own = own.T if isinstance(module, nn.Linear) else own
     return tuple(own.shape) == weight.shape and np.array_equal(own.numpy(), weight)
+
+
+def _dequantized(graph: Graph, integers: str, scale: str) -> np.ndarray:
+    values, step = graph.constant(integers), graph.constant(scale)
+    return np.empty(0) if values is None or step is None else values.astype(np.float32) * step
+
+
+def _has_zero_point(graph: Graph, node: onnx.NodeProto) -> bool:
+    zero = graph.constant(node.input[2])
+    return zero is not None and zero.dtype == np.uint8
 
 
 def _sharing(layers: Layers) -> list[_Shared]:
