@@ -43,6 +43,9 @@ class QatConfig(PassConfig):
     )
     embeddings: bool = Field(True, description="store embedding tables in 8 bits too")
     exclude: tuple[str, ...] = Field((), description="globs of node names that stay in float32")
+    first_token: bool = Field(
+        True, description="let the last layer compute only the token that the classifier reads, where that is exact"
+    )
     target: str | None = Field(
         None,
         pattern=r"^[^/\\]+$",
@@ -202,7 +205,7 @@ def _scheme(config: QatConfig) -> Scheme:
     how = Int8Format(
         weight_bits=7 if _reduced_range(config)[0] else 8, per_channel=config.per_channel, activation=rules.activation
     )
-    return Scheme(rules, how, config.observer, config.embeddings, config.exclude)
+    return Scheme(rules, how, config.observer, config.embeddings, config.exclude, config.first_token)
 
 
 def _settings(config: QatConfig) -> Any:

@@ -44,6 +44,7 @@ class Scheme:
         observer: chooses the ranges that learning starts from.
         tables: whether embedding tables are stored in 8 bits.
         exclude: globs of node names that stay in float32.
+        first_token: whether the last layer computes only the token that the classifier reads, where that is exact.
     """
 
     rules: Rules
@@ -51,6 +52,7 @@ class Scheme:
     observer: Observer = "mse"
     tables: bool = True
     exclude: tuple[str, ...] = ()
+    first_token: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,13 @@ def finish(
         ParityError: the graph's integers do not stand for the weights and ranges of the fake layers.
     """
     from compress.quantization.fake_layers import learned_ranges, remove_fakes, rounded_weights, unlike_training
+    from compress.quantization.first_token import keep_first_token
 
     learned, weights = learned_ranges(model, prepared.layers), rounded_weights(model, prepared.layers)
     remove_fakes(model)
     exported = export(model)
+    cut = keep_first_token(exported) if scheme.first_token else None
+    exported = exported if cut is None else cut
     placements = place(exported, scheme.rules, excluded=prepared.excluded, tables=scheme.tables)
     wanted = _integers(placements)
     if {node for node, _ in wanted} != set(prepared.layers.paths):
@@ -151,6 +156,7 @@ def finish(
     notes = {
         "nodes_quantized": _count(placements, "int8"),
         "nodes_left": _count(placements, "float32"),
+        "first_token": cut is not None,
         "range_growth": {"least": round(min(growth), 4), "most": round(max(growth), 4)},
     }
     written = write_int8(exported, placements, ranges, scheme.how)

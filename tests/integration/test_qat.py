@@ -146,6 +146,8 @@ def test_the_graph_has_integers_where_the_rules_put_them(trained: Artifact) -> N
     kept = {"bert.encoder.layer.1.output.dense/MatMul", "classifier/Gemm"}
     assert kept <= set(floats)
     assert len(floats) == len(kept) + 4, "besides, two attention products in each of two layers"
+    cut = [node.name for node in model.graph.node if node.op_type == "Slice" and "first_token" in node.name]
+    assert trained.manifest.notes["first_token"] is bool(cut) is True
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     inputs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert {shapes[name] for node in inputs for name in node.input[1:]} == {()}
