@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,31 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[family]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def plant_outliers() -> Callable[..., None]:
+    """Return ``plant(model, factor=256, channel=0)``: give every layer an outlier channel, in place.
+
+    One channel of the values grows by ``factor`` and the column of the attention's output projection that reads it
+    shrinks by it. Attention only averages values, so in float the model computes the same, bit for bit where the
+    factor is a power of 2; nothing else could be scaled without a change, for what LayerNorm gives also goes into
+    the residual, and Gelu is not homogeneous. One 8-bit range for the averaged values must then hold values that are
+    256 times as large as the rest: with static ranges every other channel rounds to 0 or a few steps.
+    """
+
+    def plant(model: Any, factor: float = 256.0, channel: int = 0) -> None:
+        import torch
+
+        from compress.models.families import encoder_layers
+
+        with torch.no_grad():
+            for layer in encoder_layers(model):
+                layer.value.weight[channel] *= factor
+                layer.value.bias[channel] *= factor
+                layer.attention_out.weight[:, channel] /= factor
+
+    return plant
 
 
 def image_task() -> ImageClassification:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,7 @@ def distill(
     store: Store,
     place: Place,
     scratch: Path,
+    adapt: Callable[[PreTrainedModel], None] | None = None,
 ) -> Distilled:
     """Train a student to imitate a teacher.
 
@@ -114,6 +115,7 @@ def distill(
         store: keeps the teacher's outputs.
         place: where to train.
         scratch: an empty folder.
+        adapt: changes the student in place before it learns; what it put in is trained, validated and returned.
 
     Raises:
         UsageError: labels, tokenizers or layers of the two models do not allow what is asked for.
@@ -133,6 +135,8 @@ def distill(
         seed=place.seed,
     )
     student = make_student(settings.form, incoming, teacher, master, material, task, scratch, place.seed)
+    if adapt is not None:
+        adapt(student.model)
     frozen = _prepare(student, master, settings)
     examples, objective, notes = _lesson(student, teacher, master, settings, material, store, place)
     schedule, halved = _schedule(student, master, settings, len(examples))

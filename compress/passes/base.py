@@ -170,6 +170,7 @@ for _name, _class in {
     "trim": "Trim",
     "factorize": "Factorize",
     "export": "Export",
+    "qat": "Qat",
     "quantize": "Quantize",
     "cast": "Cast",
     "build": "Build",

@@ -160,7 +160,7 @@ def _plan_step(
 
 def _missing_device(pass_: Pass, recipe: Recipe) -> list[str]:
     """Say why ``run.device`` is not there for a pass that computes on it."""
-    why = why_no_cuda() if recipe.run.device == "cuda" and pass_.produces == "torch" else ""
+    why = why_no_cuda() if recipe.run.device == "cuda" and (pass_.trains or pass_.produces == "torch") else ""
     return [f"`run: {{device: cuda}}`: {why}"] if why else []
 
 

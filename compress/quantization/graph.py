@@ -72,7 +72,7 @@ class Graph:
         """Store an initializer and return its name; one of the same name is replaced."""
         from onnx import numpy_helper
 
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self._constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return name
 
     def only_consumer(self, name: str) -> onnx.NodeProto | None:

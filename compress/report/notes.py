@@ -163,6 +163,19 @@ def _distill(notes: Notes, unit: Unit) -> Pairs:
     return pairs
 
 
+def _qat(notes: Notes, unit: Unit) -> Pairs:
+    pairs = _distill(notes, unit)
+    if "compared_with_training" in notes:
+        it = notes.pop("compared_with_training")
+        gaps = f"median {it['median']:g}, mean {it['mean']:g}, largest {it['largest']:g} standard deviations of a logit"
+        pairs.append(("graph against training", f"{gaps}; same decision on {numbers.share(it['agreement'], 1)}"))
+    if "range_growth" in notes:
+        it = notes.pop("range_growth")
+        least, most = (numbers.share(it[end], 1) for end in ("least", "most"))
+        pairs.append(("ranges after training", f"{least} to {most} of the calibrated ones"))
+    return pairs
+
+
 def _seeds(notes: Notes, unit: Unit) -> Pairs:
     scores = notes.pop("validation_by_seed")
     mean, deviation = notes.pop("validation_mean"), notes.pop("validation_deviation")
@@ -179,6 +192,7 @@ _WRITERS: dict[str, Callable[[dict[str, Any], Unit], Pairs]] = {
     "distill": _distill,
     "factorize": _factorize,
     "prune": _prune,
+    "qat": _qat,
     "quantize": _quantize,
     "trim": _trim,
 }

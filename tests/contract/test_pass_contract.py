@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example({"macs": 0.5, "samples": 8, "round_to": 8, "min_neurons": 8}),
         Example({"layers": 1, "samples": 8}),
     ),
+    "qat": (Example({"epochs": 1, "batch_size": 8}, others=("teacher",)),),
     "quantize": (
         Example({}, "onnx"),
         Example({"method": "static"}, "onnx"),

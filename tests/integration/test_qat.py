@@ -1,0 +1,195 @@
+"""qat on a tiny BERT that labels its own data, with and without planted outliers: against plain calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from compress.artifact import Artifact, PassRecord, create_artifact
+from compress.data.splits import Split, TaskData
+from compress.distillation.internals import predict
+from compress.errors import DataError, ParityError, RecipeError, UsageError
+from compress.export.golden import open_session
+from compress.export.onnx_clean import write_onnx
+from compress.export.onnx_export import export_onnx
+from compress.models.loading import load_torch, save_torch
+from compress.models.signature import torch_graph
+from compress.passes.base import Context, ModelInfo
+from compress.passes.qat import Qat, QatConfig
+from compress.quantization.calibration import calibrate
+from compress.quantization.rules import place, rules_for
+from compress.quantization.writing import Int8Format, write_int8
+from compress.search.aware import compare_logits
+from compress.store import Store
+from compress.tasks.text_classification import TextClassification
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TASK = TextClassification(("bad", "fine", "good"), max_length=32)
+FAST = {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": True}
+"""A random model has small margins and moves far: it wants a higher rate than a fine-tuned one. 7-bit weights
+multiply alike on every machine."""
+
+
+def artifact(folder: Path) -> Artifact:
+    record = PassRecord(name="test", version=1, config={})
+    return create_artifact(
+        folder, kind="torch", task=TASK.dump(), graphs={"model": torch_graph(folder, TASK)}, made_by=record
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("source")
+    save_torch(load_torch(tiny_classifier(), TASK), folder, tokenizer_from=tiny_classifier())
+    return artifact(folder)
+
+
+@pytest.fixture(scope="module")
+def data(source: Artifact) -> TaskData:
+    """480 and 120 texts of random words, labelled by the model itself, so that in float it is always right."""
+    known = json.loads((source.path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = sorted(word for word in known if word.isalpha())
+    model = load_torch(source.path, TASK)
+
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        texts = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(count)]
+        bare = [{"text": text, "text_pair": None, "label": None} for text in texts]
+        answers = predict(model, TASK.encode(source.path, bare)).argmax(axis=1)
+        return [{**row, "label": TASK.labels[i]} for row, i in zip(bare, answers, strict=True)]
+
+    train = rows(480, 1)
+    parts = {"train": train, "validation": rows(120, 2), "calibration": train[:64]}
+    return TaskData({name: Split(name, part, f"{name:0<64}", "test") for name, part in parts.items()}, TASK.labels)
+
+
+@pytest.fixture(scope="module")
+def planted(
+    source: Artifact, plant_outliers: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    model, folder = load_torch(source.path, TASK), tmp_path_factory.mktemp("planted")
+    plant_outliers(model)
+    save_torch(model, folder, tokenizer_from=source.path)
+    return artifact(folder)
+
+
+def run(root: Path, data: TaskData, inputs: dict[str, Artifact], config: dict[str, Any]) -> Artifact:
+    folders = {part: root / part for part in ("out", "scratch", "checkpoint")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    context = Context(**folders, task=TASK, data=data, store=Store(root / "store"))
+    return Qat().apply(inputs, QatConfig.model_validate(config), context)
+
+
+@pytest.fixture(scope="module")
+def trained(planted: Artifact, source: Artifact, data: TaskData, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    inputs = {"model": planted, "teacher": source}
+    return run(tmp_path_factory.mktemp("qat"), data, inputs, FAST | {"exclude": ["*layer.1.output.dense*"]})
+
+
+def logits(file: Path, folder: Path, data: TaskData) -> np.ndarray:
+    encoded = TASK.encode(folder, data["validation"].rows)
+    session = open_session(file)
+    names = {value.name for value in session.get_inputs()}
+    feed = {name: rows for name, rows in encoded.batch(range(len(encoded))).items() if name in names}
+    return np.asarray(session.run(["logits"], feed)[0])
+
+
+def accuracy(outputs: np.ndarray, data: TaskData) -> float:
+    right = [TASK.labels.index(row["label"]) for row in data["validation"].rows]
+    return float(np.mean(outputs.argmax(axis=1) == right))
+
+
+def test_planted_outliers_change_nothing_in_float(planted: Artifact, source: Artifact, data: TaskData) -> None:
+    first, second = (
+        predict(load_torch(it.path, TASK), TASK.encode(it.path, data["validation"].rows)) for it in (source, planted)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert accuracy(first, data) == 1.0
+
+
+def test_training_restores_what_calibration_loses_to_outliers(
+    planted: Artifact, trained: Artifact, data: TaskData, tmp_path: Path
+) -> None:
+    file = tmp_path / "float.onnx"
+    export_onnx(load_torch(planted.path, TASK), file)
+    exported = onnx.load(file)
+    excluded = dict.fromkeys((n.name for n in exported.graph.node if "layer.1.output.dense" in n.name), "asked for")
+    placements = place(exported, rules_for("onnxruntime"), excluded=excluded)
+    tensors = [it.product.input for it in placements if it.product and it.product.input and it.precision == "int8"]
+    seen = calibrate(exported, TASK.encode(planted.path, data["calibration"].rows), tensors)
+    write_onnx(write_int8(exported, placements, seen.ranges("mse"), Int8Format(weight_bits=7)), file)
+    before = accuracy(logits(file, planted.path, data), data)
+    after = accuracy(logits(trained.file(), trained.path, data), data)
+    assert trained.manifest.notes["validation_before"] == pytest.approx(before, abs=0.02)
+    assert trained.manifest.notes["validation"] == pytest.approx(after, abs=0.02)
+    assert before < 0.7
+    assert after > before + 0.15
+
+
+def test_the_graph_has_integers_where_the_rules_put_them(trained: Artifact) -> None:
+    model = onnx.load(trained.file())
+    onnx.checker.check_model(model)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    floats = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm") and made_by[node.input[0]].op_type != "DequantizeLinear"
+    ]
+    kept = {"bert.encoder.layer.1.output.dense/MatMul", "classifier/Gemm"}
+    assert kept <= set(floats)
+    assert len(floats) == len(kept) + 4, "besides, two attention products in each of two layers"
+    cut = [node.name for node in model.graph.node if node.op_type == "Slice" and "first_token" in node.name]
+    assert trained.manifest.notes["first_token"] is bool(cut) is True
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    inputs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert {shapes[name] for node in inputs for name in node.input[1:]} == {()}
+
+
+def test_the_record_says_what_was_learned_and_how_close_the_graph_is(trained: Artifact) -> None:
+    notes = trained.manifest.notes
+    assert trained.traits == {"int8"}
+    assert (notes["method"], notes["weight_bits"], notes["calibration_used"]) == ("aware", 7, 64)
+    assert notes["nodes_quantized"] == {"Gather": 3, "Gemm": 1, "MatMul": 11}
+    assert notes["nodes_left"] == {"Gemm": 1, "MatMul": 1}
+    assert notes["range_growth"]["least"] < 0.5, "a range that holds an outlier shrinks"
+    compared = notes["compared_with_training"]
+    assert compared["agreement"] >= 0.99
+    assert compared["median"] < 1e-5
+    assert compared["mean"] < 0.01
+
+
+def test_graphs_that_compute_something_else_are_refused() -> None:
+    fake = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    assert compare_logits(TASK, fake, fake + np.float32(1e-6))["agreement"] == 1.0
+    one = fake.copy()
+    one[0, fake[0].argmax()] += 0.5
+    assert compare_logits(TASK, fake, one)["largest"] == pytest.approx(0.5 / fake.std(), rel=0.01)
+    for wrong, words in ((fake * 1.2, "mean difference"), (np.roll(fake, 1, axis=0), "same decision")):
+        with pytest.raises(ParityError) as caught:
+            compare_logits(TASK, fake, wrong)
+        assert words in caught.value.value
+        assert caught.value.fix
+    with pytest.raises(ParityError):
+        compare_logits(TASK, fake, fake * np.nan)
+
+
+def test_what_cannot_be_trained_is_refused(source: Artifact, data: TaskData, tmp_path: Path) -> None:
+    inputs = {"model": source, "teacher": source}
+    with pytest.raises(UsageError, match="nothing to train for"):
+        run(tmp_path / "none", data, inputs, {"exclude": ["*MatMul", "*Gemm"]})
+    with pytest.raises(RecipeError, match="names no node"):
+        run(tmp_path / "unknown", data, inputs, {"exclude": ["nobody"]})
+    bare = TaskData({name: data[name] for name in ("train", "validation")}, TASK.labels)
+    with pytest.raises(DataError, match="calibration"):
+        run(tmp_path / "bare", bare, inputs, {})
+    infos = {"model": ModelInfo("torch"), "teacher": ModelInfo("onnx")}
+    with pytest.raises(RecipeError, match="must be a torch model"):
+        Qat().plan(infos, QatConfig(teacher="export"))
