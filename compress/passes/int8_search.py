@@ -74,6 +74,8 @@ def search_int8(
         "search": search.notes(chosen),
         "placement": [{"node": p.node, "operator": p.operator, "reason": p.reason} for p in placements if p.reason],
         "saturation": search.saturation(chosen),
+        "trail": search.trail(),
+        **search.sensitivity(chosen),
         "isa": {"name": isa_name(), "flags": sorted(_INTERESTING & isa_flags())},
     }
     return search.write(chosen), notes

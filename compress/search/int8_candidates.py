@@ -27,17 +27,20 @@ class Form:
         cut: whether the last layer computes every token, or the first only (exact for a classifier).
         layout: QDQ pairs, ONNX Runtime's integer operators, or these with fused attention.
         smoothed: whether tensors are multiplied by SmoothQuant's scales at run time.
+        restored: how many nodes sensitivity put back to float32.
     """
 
     method: Method
     cut: Cut
     layout: Layout
     smoothed: bool = False
+    restored: int = 0
 
     @property
     def label(self) -> str:
         """What a report calls it."""
-        return f"{self.method}, {self.layout}, {self.cut}"
+        parts = [self.method, self.layout, self.cut, "smoothed" if self.smoothed else ""]
+        return ", ".join(filter(None, [*parts, f"{self.restored} restored" if self.restored else ""]))
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """What a report calls it."""
-        parts = [self.form.label, self.observer or ""]
-        parts += [f"SmoothQuant {self.smoothing:g}"] if self.smoothing is not None else []
-        parts += [f"{len(self.restored)} restored"] if self.restored else []
-        return ", ".join(filter(None, parts))
+        alpha = "" if self.smoothing is None else f"alpha {self.smoothing:g}"
+        return ", ".join(filter(None, (self.form.label, self.observer, alpha)))
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Limits:
         excluded: node -> reason: what stays in float32 in every candidate.
         observers: ways to choose ranges that are tried.
         alphas: strengths of SmoothQuant that are tried where no plain candidate keeps the limit beyond doubt.
+        ranked: validation examples that sensitivity is measured on.
     """
 
     max_drop_points: float = 1.0
@@ -110,6 +112,7 @@ class Limits:
     excluded: Mapping[str, str] = field(default_factory=dict)
     observers: tuple[Observer, ...] = OBSERVERS
     alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
+    ranked: int = 32
 
 
 def choose(candidates: Sequence[Candidate], max_drop: float, goal: Goal) -> Candidate | None:

@@ -12,19 +12,21 @@ import numpy as np
 
 from compress.artifact import Artifact, PassRecord, create_artifact
 from compress.bench.protocol import Emit, Inspection, inspect, silent
-from compress.bench.statistics import paired_difference
+from compress.bench.statistics import Interval, paired_difference
 from compress.data.encoded import Encoded
 from compress.errors import DataError
 from compress.quantization.calibration import Calibration, calibrate
 from compress.quantization.first_token import keep_first_token
 from compress.quantization.int8 import is_convolutional, quantize_static
-from compress.quantization.ranges import Observer
+from compress.quantization.ranges import Observer, Range
 from compress.quantization.rules import Method, Placement, Rules, place
 from compress.quantization.saturation import probe
+from compress.quantization.sensitivity import Probe, Sensitivity, measure_sensitivity, sensitivity_notes
 from compress.quantization.smoothing import smooth
 from compress.quantization.writing import Int8Format, write_int8
 from compress.runtimes.target import Target
-from compress.search.deploy import Speedup, measure_speedup
+from compress.search.deploy import Speedup, measure_speedup, spread_over_lengths
+from compress.search.excluding import DropGate, exclude_by_sensitivity, exclusion_reasons
 from compress.search.int8_candidates import (
     Candidate,
     Cut,
@@ -40,6 +42,9 @@ from compress.tasks.base import Score, Task
 
 if TYPE_CHECKING:
     import onnx
+
+
+_UNKNOWN = Interval(float("inf"), float("inf"), float("inf"))
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Int8Search:
     seed: int = 0
     emit: Emit = silent
     candidates: list[Candidate] = field(default_factory=list)
+    ranking: list[Sensitivity] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.validation.targets is None:
@@ -90,7 +96,11 @@ class Int8Search:
         self._speedups: dict[Form, Speedup] = {}
 
     def run(self) -> Candidate:
-        """Time the forms, score the candidates, and return the chosen one, or the most accurate if none passes."""
+        """Time the forms, score the candidates, and return the chosen one.
+
+        Where no plain candidate keeps the limit beyond doubt, SmoothQuant is tried; where none keeps it at all, the
+        most sensitive nodes go back to float32 until one does. If nothing helps, it is the one that loses least.
+        """
         self.emit("running the float32 model on validation")
         self._reference = self._inspect(self.model)
         self._score = self._scored(self._reference)
@@ -99,7 +109,11 @@ class Int8Search:
             self.consider(candidate)
         if not self._convolutional and not any(it.proves(self.max_drop) for it in self.candidates):
             self._smooth()
-        return self._chosen() or min(self.candidates, key=lambda it: (it.loss, -it.ratio))
+        chosen = self._chosen() or min(self.candidates, key=lambda it: (it.loss, -it.ratio))
+        if self._convolutional:
+            return chosen
+        self.ranking = self._rank(chosen)
+        return chosen if self._chosen() else self._restore(chosen)
 
     def _chosen(self) -> Candidate | None:
         return choose(self.candidates, self.max_drop, self.limits.goal)
@@ -160,6 +174,40 @@ class Int8Search:
                 self._time([candidate])
             self.consider(candidate)
 
+    def _rank(self, candidate: Candidate) -> list[Sensitivity]:
+        """Return how much each product of a candidate loses alone, most sensitive first."""
+        chosen = spread_over_lengths(self.validation.lengths, self.limits.ranked)
+        self.emit(f"measuring sensitivity on {len(chosen)} examples")
+        probe = Probe(
+            self._graph(candidate.form.cut, candidate.smoothing),
+            self.validation.select(chosen),
+            ranges=self._ranges(candidate),
+            how=self._format(replace(candidate.form, layout="integer" if self.rules.fused else "qdq")),
+            task=self.task,
+            threads=self.threads,
+        )
+        return measure_sensitivity(probe, self.placements(candidate), emit=self.emit)
+
+    def _restore(self, candidate: Candidate) -> Candidate:
+        """Put the most sensitive nodes of a candidate back to float32 until the limit is kept; time what comes out."""
+        scale = 100.0 if self._score.direction == "higher" else 1.0
+        tried: dict[frozenset[str], Candidate] = {frozenset(): candidate}
+
+        def measure(names: frozenset[str]) -> Interval:
+            if names not in tried:
+                reasons = exclusion_reasons([row for row in self.ranking if row.node in names])
+                form = replace(candidate.form, restored=len(names))
+                tried[names] = self.consider(replace(candidate, form=form, restored=reasons, speedup=None, drop=None))
+            drop = tried[names].drop
+            return Interval(*(scale * value for value in (drop.value, drop.low, drop.high))) if drop else _UNKNOWN
+
+        found = exclude_by_sensitivity(self.ranking, measure, DropGate(scale * self.max_drop))
+        best = tried[frozenset(found.excluded)]
+        self._time([best])
+        timed = replace(best, speedup=self._speedups[best.form])
+        self.candidates = [timed if it is best else it for it in self.candidates]
+        return timed
+
     def consider(self, candidate: Candidate) -> Candidate:
         """Write, run and score a candidate on validation; keep it on record and return it."""
         self.emit(f"scoring INT8: {candidate.label}")
@@ -179,19 +227,25 @@ class Int8Search:
 
     def write(self, candidate: Candidate, weight_bits: Literal[7, 8] | None = None) -> onnx.ModelProto:
         """Return the graph of a candidate; ``weight_bits`` other than the limits' are for comparison."""
-        form = candidate.form
         if self._convolutional:
             return self._quantize_convolutions(weight_bits or self.limits.weight_bits)
-        calibration = self._calibrated(form.cut, candidate.smoothing) if candidate.observer else None
-        ranges = None if calibration is None or candidate.observer is None else calibration.ranges(candidate.observer)
-        how = Int8Format(
+        graph = self._graph(candidate.form.cut, candidate.smoothing)
+        how = self._format(candidate.form, weight_bits)
+        return write_int8(graph, self.placements(candidate), self._ranges(candidate), how)
+
+    def _ranges(self, candidate: Candidate) -> dict[str, Range] | None:
+        if candidate.observer is None:
+            return None
+        return self._calibrated(candidate.form.cut, candidate.smoothing).ranges(candidate.observer)
+
+    def _format(self, form: Form, weight_bits: Literal[7, 8] | None = None) -> Int8Format:
+        return Int8Format(
             form="qdq" if form.layout == "qdq" else "integer",
             weight_bits=weight_bits or self.limits.weight_bits,
             per_channel=self.limits.per_channel,
             activation=self.rules.activation,
             fused=form.layout == "fused",
         )
-        return write_int8(self._graph(form.cut, candidate.smoothing), self.placements(candidate), ranges, how)
 
     def _quantize_convolutions(self, weight_bits: int) -> onnx.ModelProto:
         quantized, _ = quantize_static(
@@ -217,6 +271,30 @@ class Int8Search:
             return self.write(chosen, weight_bits=bits)
 
         return probe(write, few, self.limits.weight_bits)
+
+    def trail(self) -> list[dict[str, Any]]:
+        """Return how the limit was reached, step by step; empty where a plain candidate kept it."""
+        plain = [it for it in self.candidates if it.smoothing is None and not it.restored]
+        rescued = [it for it in self.candidates if it not in plain]
+        steps = [min(plain, key=lambda it: it.loss), *rescued] if rescued else []
+        return [
+            {
+                "action": _action(it),
+                "drop": it.drop.value,
+                "low": it.drop.low,
+                "high": it.drop.high,
+                "holds": it.loss <= self.max_drop,
+            }
+            for it in steps
+            if it.drop is not None
+        ]
+
+    def sensitivity(self, chosen: Candidate) -> dict[str, Any]:
+        """Return the notes on sensitivity, with the reasons of what the chosen candidate restores."""
+        if not self.ranking:
+            return {}
+        rows = sensitivity_notes(self.ranking, chosen.restored)
+        return {"sensitivity": rows, "sensitivity_examples": min(self.limits.ranked, len(self.validation))}
 
     def notes(self, chosen: Candidate) -> dict[str, Any]:
         """Return what a manifest records of the search."""
@@ -267,6 +345,17 @@ class Int8Search:
 
     def _artifact(self, model: onnx.ModelProto) -> Artifact:
         return throwaway(model, self.source, Path(tempfile.mkdtemp(dir=self.work, prefix="candidate-")))
+
+
+def _action(candidate: Candidate) -> str:
+    """Say what a step of the trail changed."""
+    if candidate.restored:
+        names = ", ".join([*candidate.restored][:2])
+        more = f" and {len(candidate.restored) - 2} more" if len(candidate.restored) > 2 else ""
+        return f"{len(candidate.restored)} most sensitive nodes in float32: {names}{more}"
+    if candidate.smoothing is not None:
+        return f"SmoothQuant, alpha {candidate.smoothing:g} ({candidate.form.method}, {candidate.observer})"
+    return f"plain quantization ({', '.join(filter(None, (candidate.form.method, candidate.observer)))})"
 
 
 def throwaway(model: onnx.ModelProto, source: Artifact, out: Path) -> Artifact:
