@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compress.artifact import Artifact, PassRecord, create_artifact
+from compress.data.splits import Split, TaskData
+from compress.tasks.text_classification import TextClassification
+
 LABELS = ("bad", "fine", "good")
+TASK = TextClassification(LABELS, max_length=32)
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 MEASURE = {"inputs": 4, "rounds": 3, "warmup_seconds": 0.01, "throughput_seconds": 0.05, "targets": ["ort-cpu-1t"]}
 LOOSE = {"accuracy": {"max_drop_points": 100}}
@@ -175,3 +180,55 @@ def _labelled_sentences(model: Path, count: int) -> list[dict[str, Any]]:
         for text in members[: count // len(LABELS) + 1]
     ]
     return [rows[i] for i in rng.permutation(len(rows))[:count]]
+
+
+def torch_artifact(folder: Path) -> Artifact:
+    from compress.models.signature import torch_graph
+
+    record = PassRecord(name="test", version=1, config={})
+    return create_artifact(
+        folder, kind="torch", task=TASK.dump(), graphs={"model": torch_graph(folder, TASK)}, made_by=record
+    )
+
+
+@pytest.fixture(scope="session")
+def labeller(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    from compress.models.loading import load_torch, save_torch
+
+    folder = tmp_path_factory.mktemp("source")
+    save_torch(load_torch(tiny_classifier(), TASK), folder, tokenizer_from=tiny_classifier())
+    return torch_artifact(folder)
+
+
+@pytest.fixture(scope="session")
+def labelled(labeller: Artifact) -> TaskData:
+    """480 and 120 texts of random words, labelled by the model itself, so that in float it is always right."""
+    from compress.distillation.internals import predict
+    from compress.models.loading import load_torch
+
+    known = json.loads((labeller.path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = sorted(word for word in known if word.isalpha())
+    model = load_torch(labeller.path, TASK)
+
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        texts = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(count)]
+        bare = [{"text": text, "text_pair": None, "label": None} for text in texts]
+        answers = predict(model, TASK.encode(labeller.path, bare)).argmax(axis=1)
+        return [{**row, "label": TASK.labels[i]} for row, i in zip(bare, answers, strict=True)]
+
+    train = rows(480, 1)
+    parts = {"train": train, "validation": rows(120, 2), "calibration": train[:64]}
+    return TaskData({name: Split(name, part, f"{name:0<64}", "test") for name, part in parts.items()}, TASK.labels)
+
+
+@pytest.fixture(scope="session")
+def planted(
+    labeller: Artifact, plant_outliers: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    from compress.models.loading import load_torch, save_torch
+
+    model, folder = load_torch(labeller.path, TASK), tmp_path_factory.mktemp("planted")
+    plant_outliers(model)
+    save_torch(model, folder, tokenizer_from=labeller.path)
+    return torch_artifact(folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from compress.artifact import Artifact, PassRecord, create_artifact
-from compress.data.splits import Split, TaskData
+from compress.artifact import Artifact
+from compress.data.splits import TaskData
 from compress.distillation.internals import predict
 from compress.errors import DataError, ParityError, RecipeError, UsageError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
 from compress.export.onnx_export import export_onnx
-from compress.models.loading import load_torch, save_torch
-from compress.models.signature import torch_graph
+from compress.models.loading import load_torch
 from compress.passes.base import Context, ModelInfo
 from compress.passes.qat import Qat, QatConfig
 from compress.quantization.calibration import calibrate
@@ -37,86 +34,46 @@ FAST = {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": Tru
 multiply alike on every machine."""
 
 
-def artifact(folder: Path) -> Artifact:
-    record = PassRecord(name="test", version=1, config={})
-    return create_artifact(
-        folder, kind="torch", task=TASK.dump(), graphs={"model": torch_graph(folder, TASK)}, made_by=record
-    )
-
-
-@pytest.fixture(scope="module")
-def source(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("source")
-    save_torch(load_torch(tiny_classifier(), TASK), folder, tokenizer_from=tiny_classifier())
-    return artifact(folder)
-
-
-@pytest.fixture(scope="module")
-def data(source: Artifact) -> TaskData:
-    """480 and 120 texts of random words, labelled by the model itself, so that in float it is always right."""
-    known = json.loads((source.path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    words = sorted(word for word in known if word.isalpha())
-    model = load_torch(source.path, TASK)
-
-    def rows(count: int, seed: int) -> list[dict[str, Any]]:
-        rng = np.random.default_rng(seed)
-        texts = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(count)]
-        bare = [{"text": text, "text_pair": None, "label": None} for text in texts]
-        answers = predict(model, TASK.encode(source.path, bare)).argmax(axis=1)
-        return [{**row, "label": TASK.labels[i]} for row, i in zip(bare, answers, strict=True)]
-
-    train = rows(480, 1)
-    parts = {"train": train, "validation": rows(120, 2), "calibration": train[:64]}
-    return TaskData({name: Split(name, part, f"{name:0<64}", "test") for name, part in parts.items()}, TASK.labels)
-
-
-@pytest.fixture(scope="module")
-def planted(
-    source: Artifact, plant_outliers: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
-) -> Artifact:
-    model, folder = load_torch(source.path, TASK), tmp_path_factory.mktemp("planted")
-    plant_outliers(model)
-    save_torch(model, folder, tokenizer_from=source.path)
-    return artifact(folder)
-
-
-def run(root: Path, data: TaskData, inputs: dict[str, Artifact], config: dict[str, Any]) -> Artifact:
+def run(root: Path, labelled: TaskData, inputs: dict[str, Artifact], config: dict[str, Any]) -> Artifact:
     folders = {part: root / part for part in ("out", "scratch", "checkpoint")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    context = Context(**folders, task=TASK, data=data, store=Store(root / "store"))
+    context = Context(**folders, task=TASK, data=labelled, store=Store(root / "store"))
     return Qat().apply(inputs, QatConfig.model_validate(config), context)
 
 
 @pytest.fixture(scope="module")
-def trained(planted: Artifact, source: Artifact, data: TaskData, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    inputs = {"model": planted, "teacher": source}
-    return run(tmp_path_factory.mktemp("qat"), data, inputs, FAST | {"exclude": ["*layer.1.output.dense*"]})
+def trained(
+    planted: Artifact, labeller: Artifact, labelled: TaskData, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    inputs = {"model": planted, "teacher": labeller}
+    return run(tmp_path_factory.mktemp("qat"), labelled, inputs, FAST | {"exclude": ["*layer.1.output.dense*"]})
 
 
-def logits(file: Path, folder: Path, data: TaskData) -> np.ndarray:
-    encoded = TASK.encode(folder, data["validation"].rows)
+def logits(file: Path, folder: Path, labelled: TaskData) -> np.ndarray:
+    encoded = TASK.encode(folder, labelled["validation"].rows)
     session = open_session(file)
     names = {value.name for value in session.get_inputs()}
     feed = {name: rows for name, rows in encoded.batch(range(len(encoded))).items() if name in names}
     return np.asarray(session.run(["logits"], feed)[0])
 
 
-def accuracy(outputs: np.ndarray, data: TaskData) -> float:
-    right = [TASK.labels.index(row["label"]) for row in data["validation"].rows]
+def accuracy(outputs: np.ndarray, labelled: TaskData) -> float:
+    right = [TASK.labels.index(row["label"]) for row in labelled["validation"].rows]
     return float(np.mean(outputs.argmax(axis=1) == right))
 
 
-def test_planted_outliers_change_nothing_in_float(planted: Artifact, source: Artifact, data: TaskData) -> None:
+def test_planted_outliers_change_nothing_in_float(planted: Artifact, labeller: Artifact, labelled: TaskData) -> None:
     first, second = (
-        predict(load_torch(it.path, TASK), TASK.encode(it.path, data["validation"].rows)) for it in (source, planted)
+        predict(load_torch(it.path, TASK), TASK.encode(it.path, labelled["validation"].rows))
+        for it in (labeller, planted)
     )
     np.testing.assert_array_equal(first, second)
-    assert accuracy(first, data) == 1.0
+    assert accuracy(first, labelled) == 1.0
 
 
 def test_training_restores_what_calibration_loses_to_outliers(
-    planted: Artifact, trained: Artifact, data: TaskData, tmp_path: Path
+    planted: Artifact, trained: Artifact, labelled: TaskData, tmp_path: Path
 ) -> None:
     file = tmp_path / "float.onnx"
     export_onnx(load_torch(planted.path, TASK), file)
@@ -124,10 +81,10 @@ def test_training_restores_what_calibration_loses_to_outliers(
     excluded = dict.fromkeys((n.name for n in exported.graph.node if "layer.1.output.dense" in n.name), "asked for")
     placements = place(exported, rules_for("onnxruntime"), excluded=excluded)
     tensors = [it.product.input for it in placements if it.product and it.product.input and it.precision == "int8"]
-    seen = calibrate(exported, TASK.encode(planted.path, data["calibration"].rows), tensors)
+    seen = calibrate(exported, TASK.encode(planted.path, labelled["calibration"].rows), tensors)
     write_onnx(write_int8(exported, placements, seen.ranges("mse"), Int8Format(weight_bits=7)), file)
-    before = accuracy(logits(file, planted.path, data), data)
-    after = accuracy(logits(trained.file(), trained.path, data), data)
+    before = accuracy(logits(file, planted.path, labelled), labelled)
+    after = accuracy(logits(trained.file(), trained.path, labelled), labelled)
     assert trained.manifest.notes["validation_before"] == pytest.approx(before, abs=0.02)
     assert trained.manifest.notes["validation"] == pytest.approx(after, abs=0.02)
     assert before < 0.7
@@ -181,13 +138,13 @@ def test_graphs_that_compute_something_else_are_refused() -> None:
         compare_logits(TASK, fake, fake * np.nan)
 
 
-def test_what_cannot_be_trained_is_refused(source: Artifact, data: TaskData, tmp_path: Path) -> None:
-    inputs = {"model": source, "teacher": source}
+def test_what_cannot_be_trained_is_refused(labeller: Artifact, labelled: TaskData, tmp_path: Path) -> None:
+    inputs = {"model": labeller, "teacher": labeller}
     with pytest.raises(UsageError, match="nothing to train for"):
-        run(tmp_path / "none", data, inputs, {"exclude": ["*MatMul", "*Gemm"]})
+        run(tmp_path / "none", labelled, inputs, {"exclude": ["*MatMul", "*Gemm"]})
     with pytest.raises(RecipeError, match="names no node"):
-        run(tmp_path / "unknown", data, inputs, {"exclude": ["nobody"]})
-    bare = TaskData({name: data[name] for name in ("train", "validation")}, TASK.labels)
+        run(tmp_path / "unknown", labelled, inputs, {"exclude": ["nobody"]})
+    bare = TaskData({name: labelled[name] for name in ("train", "validation")}, TASK.labels)
     with pytest.raises(DataError, match="calibration"):
         run(tmp_path / "bare", bare, inputs, {})
     infos = {"model": ModelInfo("torch"), "teacher": ModelInfo("onnx")}
