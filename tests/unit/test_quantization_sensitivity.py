@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.artifact import Artifact
 from compress.data.encoded import Encoded
 from compress.errors import RunError, UsageError
+from compress.models.loading import load_torch
 from compress.quantization.graph import Graph
 from compress.quantization.products import find_products
 from compress.quantization.ranges import Range
@@ -30,6 +32,8 @@ from compress.quantization.sensitivity import (
     sqnr_db,
 )
 from compress.quantization.writing import Int8Format, write_half
+from compress.search.deploy import deploy
+from compress.tasks.image_classification import ImageClassification
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 RNG = np.random.default_rng(5)
@@ -212,6 +216,15 @@ def test_an_encoder_is_ranked_with_tables_and_metric_and_stays_as_it_was(
     together = probe.effect(placements)
     noise = sum(10 ** (-row.sqnr_db / 10) for row in rows)
     assert together.sqnr_db == pytest.approx(-10 * math.log10(noise), abs=3)
+
+
+def test_an_image_encoder_is_ranked_too(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    folder, task = tiny_images("vit"), ImageClassification(("bad", "fine", "good"))
+    artifact = deploy(load_torch(folder, task), folder, task, "fp32", tmp_path / "onnx")
+    model, encoded = onnx.load(artifact.file()), task.encode(folder, task.golden_rows(folder))
+    rows = measure_sensitivity(Probe(model, encoded), placed(model))
+    assert len(rows) == 12  # query, key, value, output, two of the feed-forward network, twice
+    assert all(10 < row.sqnr_db < EXACT_DB and row.kl > 0 for row in rows)
 
 
 def test_an_unlabelled_example_has_no_metric_and_no_example_is_an_error() -> None:
