@@ -54,7 +54,8 @@ def write_int8(
     """Return a model whose products placed in int8 run on integers.
 
     Weights are symmetric, rounded to nearest: ``scale = max|w| / (2^(bits-1) - 1)``, per output column or per
-    tensor. Tables are stored with one scale per column. Products keep float outputs.
+    tensor. Their zero points are written out: without them ONNX Runtime 1.31 adds a wrong one of its own under
+    ``session.x64quantprecision``. Tables are stored with one scale per column. Products keep float outputs.
 
     Args:
         model: float32 graph; left as it was.
@@ -173,7 +174,11 @@ class _Writer:
         weight = f"{product.node}.weight"
         axis = {"axis": 1} if self.how.per_channel else {}
         dequantize = helper.make_node(
-            "DequantizeLinear", [f"{weight}.int8", scale], [weight], name=f"{weight}/DequantizeLinear", **axis
+            "DequantizeLinear",
+            [f"{weight}.int8", scale, f"{weight}.zero"],
+            [weight],
+            name=f"{weight}/DequantizeLinear",
+            **axis,
         )
         inputs = [f"{node.input[0]}.dequantized", weight]
         if bias:
@@ -194,10 +199,11 @@ class _Writer:
         integers, scale = quantize_weight(weight_of(graph, product), 8)
         name = graph.add_constant(f"{product.weight}.int8", integers)
         scales = graph.add_constant(f"{product.weight}.scale", scale)
+        zeros = graph.add_constant(f"{product.weight}.zero", np.zeros(scale.shape, dtype=np.int8))
         rows, out = f"{node.output[0]}.int8", node.output[0]
         lookup = helper.make_node("Gather", [name, node.input[1]], [rows], name=node.name)
         turn = helper.make_node(
-            "DequantizeLinear", [rows, scales], [out], name=f"{node.name}/DequantizeLinear", axis=-1
+            "DequantizeLinear", [rows, scales, zeros], [out], name=f"{node.name}/DequantizeLinear", axis=-1
         )
         graph.replace([node], [lookup, turn])
 

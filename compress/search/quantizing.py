@@ -33,6 +33,7 @@ from compress.search.int8_candidates import (
     Form,
     Layout,
     Limits,
+    Smoothing,
     candidate_record,
     choose,
     pareto,
@@ -91,8 +92,8 @@ class Int8Search:
         if short is not None:
             self._graphs["first token"] = short
         self._best_cut: Cut = "every token" if short is None else "first token"
-        self._calibrations: dict[tuple[Cut, float | None], Calibration] = {}
-        self._smoothed: dict[tuple[Cut, float], onnx.ModelProto] = {}
+        self._calibrations: dict[tuple[Cut, Smoothing | None], Calibration] = {}
+        self._smoothed: dict[tuple[Cut, Smoothing], onnx.ModelProto] = {}
         self._speedups: dict[Form, Speedup] = {}
 
     def run(self) -> Candidate:
@@ -167,10 +168,9 @@ class Int8Search:
         if not static:
             return
         best = min(static, key=lambda it: it.loss)
-        form = replace(best.form, smoothed=True)
-        for number, alpha in enumerate(self.limits.alphas):
-            candidate = replace(best, form=form, smoothing=alpha)
-            if not number:
+        for smoothing in self.limits.smoothings:
+            candidate = replace(best, form=replace(best.form, smoothed=smoothing.copies), smoothing=smoothing)
+            if candidate.form not in self._speedups:
                 self._time([candidate])
             self.consider(candidate)
 
@@ -316,25 +316,27 @@ class Int8Search:
             and {"examples": calibration.examples, "peak_rss_bytes": calibration.peak_rss_bytes},
         }
 
-    def _graph(self, cut: Cut, alpha: float | None) -> onnx.ModelProto:
+    def _graph(self, cut: Cut, how: Smoothing | None) -> onnx.ModelProto:
         """Return the float32 graph that a candidate is written from."""
-        if alpha is None:
+        if how is None:
             return self._graphs[cut]
-        if (cut, alpha) not in self._smoothed:
+        if (cut, how) not in self._smoothed:
             graph, peaks = self._graphs[cut], self._calibrated(cut, None).channel_peaks()
             placed = place(graph, self.rules, excluded=self.limits.excluded)
-            self._smoothed[cut, alpha], _ = smooth(graph, peaks, placed, alpha=alpha)
-        return self._smoothed[cut, alpha]
+            self._smoothed[cut, how], _ = smooth(
+                graph, peaks, placed, alpha=how.alpha, formula=how.formula, copies=how.copies
+            )
+        return self._smoothed[cut, how]
 
-    def _calibrated(self, cut: Cut, alpha: float | None) -> Calibration:
-        if (cut, alpha) not in self._calibrations:
-            graph = self._graph(cut, alpha)
-            how = cut if alpha is None else f"{cut}, SmoothQuant {alpha:g}"
+    def _calibrated(self, cut: Cut, smoothing: Smoothing | None) -> Calibration:
+        if (cut, smoothing) not in self._calibrations:
+            graph = self._graph(cut, smoothing)
+            how = cut if smoothing is None else f"{cut}, {smoothing.label}"
             self.emit(f"calibrating on {len(self.calibration)} examples ({how})")
             placed = place(graph, self.rules, excluded=self.limits.excluded)
             tensors = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
-            self._calibrations[cut, alpha] = calibrate(graph, self.calibration, tensors, threads=self.threads)
-        return self._calibrations[cut, alpha]
+            self._calibrations[cut, smoothing] = calibrate(graph, self.calibration, tensors, threads=self.threads)
+        return self._calibrations[cut, smoothing]
 
     def _inspect(self, model: onnx.ModelProto) -> Inspection:
         return inspect(self._artifact(model), self.target, self.validation, work=self.work)
@@ -354,7 +356,7 @@ def _action(candidate: Candidate) -> str:
         more = f" and {len(candidate.restored) - 2} more" if len(candidate.restored) > 2 else ""
         return f"{len(candidate.restored)} most sensitive nodes in float32: {names}{more}"
     if candidate.smoothing is not None:
-        return f"SmoothQuant, alpha {candidate.smoothing:g} ({candidate.form.method}, {candidate.observer})"
+        return f"{candidate.smoothing.label} ({candidate.form.method}, {candidate.observer})"
     return f"plain quantization ({', '.join(filter(None, (candidate.form.method, candidate.observer)))})"
 
 

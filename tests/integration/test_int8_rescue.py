@@ -16,7 +16,7 @@ from compress.data.splits import TaskData
 from compress.quantization.rules import rules_for
 from compress.runtimes.target import find_target
 from compress.search.deploy import deploy
-from compress.search.int8_candidates import Limits
+from compress.search.int8_candidates import Limits, Smoothing
 from compress.search.quantizing import Int8Search
 from compress.tasks.text_classification import TextClassification
 
@@ -53,7 +53,7 @@ def search(exported: Artifact, labelled: TaskData, tmp_path: Path) -> Callable[.
 
 
 def test_restoring_the_most_sensitive_nodes_rescues_it(search: Callable[..., Int8Search]) -> None:
-    it = search(alphas=())
+    it = search(smoothings=())
     chosen = it.run()
     trail = it.trail()
     assert trail[0]["holds"] is False
@@ -70,12 +70,12 @@ def test_restoring_the_most_sensitive_nodes_rescues_it(search: Callable[..., Int
 
 
 def test_smoothing_rescues_it(search: Callable[..., Int8Search]) -> None:
-    it = search(alphas=(0.5,))
+    it = search(smoothings=(Smoothing("smoothquant", 0.5),))
     chosen = it.run()
     trail = it.trail()
     assert [step["holds"] for step in trail] == [False, True]
     assert "SmoothQuant, alpha 0.5" in trail[1]["action"]
-    assert chosen.smoothing == 0.5
+    assert chosen.smoothing == Smoothing("smoothquant", 0.5)
     assert not chosen.restored
 
 

@@ -172,7 +172,7 @@ def test_qdq_is_a_valid_standard_graph_that_quantizes_a_shared_tensor_once(
     assert {node.domain for node in written.graph.node} <= {"", "ai.onnx"}
     inputs = {p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input}
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph.node) == len(inputs)
-    assert len(written.SerializeToString()) < 0.5 * len(model.SerializeToString())
+    assert len(written.SerializeToString()) < 0.6 * len(model.SerializeToString())
 
 
 def test_symmetric_int8_activations_have_no_zero_point() -> None:
