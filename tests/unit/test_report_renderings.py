@@ -143,6 +143,8 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
         "Students and pruned models",
         "Predicted and measured latency",
         "What was pruned where",
+        "INT8 forms that were tried",
+        "What runs on integers",
         "Sensitivity to INT8",
         "Gates and parity",
         "Speed and memory",
@@ -291,3 +293,14 @@ def test_code_fence_is_longer_than_any_in_the_recipe(example: Report) -> None:
 )
 def test_markdown_escapes(plain: str, escaped: str) -> None:
     assert text(plain) == escaped
+
+
+def test_int8_sections_say_what_ran_on_integers_what_was_tried_and_what_saturates(example: Report) -> None:
+    shown = render_markdown(example)
+    assert "folds back to FP32" in shown
+    assert "Why student-int8 is not faster on ort-cpu-1t" in shown
+    assert "How the limit was reached" in shown
+    assert "2 most sensitive nodes in float32" in shown
+    assert "off by 1,024,096" in shown
+    assert "5 of 64" in shown
+    assert "0.91 times" in shown
