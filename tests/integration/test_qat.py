@@ -29,16 +29,19 @@ from compress.tasks.text_classification import TextClassification
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
-FAST = {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": True}
+CONFIG = {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": True}
+CONFIG |= {"exclude": ["*layer.1.output.dense*"]}
 """A random model has small margins and moves far: it wants a higher rate than a fine-tuned one. 7-bit weights
 multiply alike on every machine."""
 
 
-def run(root: Path, labelled: TaskData, inputs: dict[str, Artifact], config: dict[str, Any]) -> Artifact:
-    folders = {part: root / part for part in ("out", "scratch", "checkpoint")}
+def run(
+    root: Path, labelled: TaskData, inputs: dict[str, Artifact], config: dict[str, Any], checkpoint: Path, **more: Any
+) -> Artifact:
+    folders = {"out": root / "out", "scratch": root / "scratch", "checkpoint": checkpoint}
     for folder in folders.values():
-        folder.mkdir(parents=True)
-    context = Context(**folders, task=TASK, data=labelled, store=Store(root / "store"))
+        folder.mkdir(parents=True, exist_ok=True)
+    context = Context(**folders, task=TASK, data=labelled, store=Store(root / "store"), **more)
     return Qat().apply(inputs, QatConfig.model_validate(config), context)
 
 
@@ -46,8 +49,8 @@ def run(root: Path, labelled: TaskData, inputs: dict[str, Artifact], config: dic
 def trained(
     planted: Artifact, labeller: Artifact, labelled: TaskData, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
-    inputs = {"model": planted, "teacher": labeller}
-    return run(tmp_path_factory.mktemp("qat"), labelled, inputs, FAST | {"exclude": ["*layer.1.output.dense*"]})
+    root = tmp_path_factory.mktemp("qat")
+    return run(root, labelled, {"model": planted, "teacher": labeller}, CONFIG, root / "checkpoint")
 
 
 def logits(file: Path, folder: Path, labelled: TaskData) -> np.ndarray:
@@ -123,6 +126,30 @@ def test_the_record_says_what_was_learned_and_how_close_the_graph_is(trained: Ar
     assert compared["mean"] < 0.01
 
 
+def test_a_killed_training_is_resumed_with_its_ranges(
+    planted: Artifact, labeller: Artifact, trained: Artifact, labelled: TaskData, tmp_path: Path
+) -> None:
+    def kill(message: str, done: int | None = None, total: int | None = None) -> None:
+        if message.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    inputs = {"model": planted, "teacher": labeller}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", labelled, inputs, CONFIG, tmp_path / "checkpoint", emit=kill)
+    messages: list[str] = []
+    again = run(
+        tmp_path / "again",
+        labelled,
+        inputs,
+        CONFIG,
+        tmp_path / "checkpoint",
+        emit=lambda text, *_: messages.append(text),
+    )
+    assert [text[:7] for text in messages if text.startswith("epoch")] == ["epoch 3", "epoch 4", "epoch 5"]
+    assert again.digest == trained.digest
+    assert again.manifest.notes == trained.manifest.notes
+
+
 def test_graphs_that_compute_something_else_are_refused() -> None:
     fake = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
     assert compare_logits(TASK, fake, fake + np.float32(1e-6))["agreement"] == 1.0
@@ -141,12 +168,12 @@ def test_graphs_that_compute_something_else_are_refused() -> None:
 def test_what_cannot_be_trained_is_refused(labeller: Artifact, labelled: TaskData, tmp_path: Path) -> None:
     inputs = {"model": labeller, "teacher": labeller}
     with pytest.raises(UsageError, match="nothing to train for"):
-        run(tmp_path / "none", labelled, inputs, {"exclude": ["*MatMul", "*Gemm"]})
+        run(tmp_path / "none", labelled, inputs, {"exclude": ["*MatMul", "*Gemm"]}, tmp_path)
     with pytest.raises(RecipeError, match="names no node"):
-        run(tmp_path / "unknown", labelled, inputs, {"exclude": ["nobody"]})
+        run(tmp_path / "unknown", labelled, inputs, {"exclude": ["nobody"]}, tmp_path)
     bare = TaskData({name: labelled[name] for name in ("train", "validation")}, TASK.labels)
     with pytest.raises(DataError, match="calibration"):
-        run(tmp_path / "bare", bare, inputs, {})
+        run(tmp_path / "bare", bare, inputs, {}, tmp_path)
     infos = {"model": ModelInfo("torch"), "teacher": ModelInfo("onnx")}
     with pytest.raises(RecipeError, match="must be a torch model"):
         Qat().plan(infos, QatConfig(teacher="export"))
