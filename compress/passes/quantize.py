@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ACTIVATION_FIELDS = ("method", "goal", "max_drop_points", "per_channel", "reduce_range", "activation", "target")
 WEIGHT_FIELDS = ("block_size", "embedding_bits")
 BLOCK_SIZE = 128
-"""Numbers that share a scale unless the config says otherwise: the smallest file, and the fastest kernels."""
+"""Numbers that share a scale by default: within 2 % of the smallest file, and with the fastest kernels."""
 
 
 class QuantizeConfig(PassConfig):
