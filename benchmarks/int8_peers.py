@@ -52,7 +52,7 @@ def prepare(options: argparse.Namespace) -> Place:
     calibration = root / "calibration.csv"
     write_texts(calibration_rows(read_rows(options.data / "train.csv"), options.samples, options.seed), calibration)
     venvs = options.work.resolve() / "venvs"
-    return Place(venvs, root, model, fp32, calibration, options.peer_seconds)
+    return Place(venvs, root, model, fp32, calibration, options.peer_seconds, options.retry)
 
 
 def make_all(options: argparse.Namespace, place: Place) -> list[Candidate]:
@@ -130,6 +130,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer-seconds", type=float, default=1800.0, help="time for one artifact (default: 1800)")
     parser.add_argument("--limit", type=int, help="rows of test, for a trial; default: all")
     parser.add_argument("--make-only", action="store_true", help="make everything, measure nothing")
+    parser.add_argument("--retry", action="store_true", help="try again what failed in an earlier run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if wrong := [word for word in options.ours if not all(word.partition("="))]:

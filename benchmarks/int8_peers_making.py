@@ -38,7 +38,7 @@ PEERS: dict[str, tuple[str, ...]] = {
 }
 """Peer -> its variants; ``peers/PEER_int8.py`` makes them, ``peers/PEER_int8.txt`` pins what it needs."""
 SCRIPTS = Path(__file__).parent / "peers"
-KEY = "key.txt"
+KEY, FAILED = "key.txt", "failed.txt"
 _SAYS_WHY = ("Error", "Exception", "error:")
 
 
@@ -74,6 +74,7 @@ class Place:
         fp32: our float32 export of it.
         calibration: CSV file of training texts.
         seconds: time that a peer may take for one artifact.
+        retry: try again what failed before.
     """
 
     venvs: Path
@@ -82,6 +83,7 @@ class Place:
     fp32: Artifact
     calibration: Path
     seconds: float
+    retry: bool = False
 
     @property
     def task(self) -> Task:
@@ -134,7 +136,10 @@ def given(words: Sequence[str]) -> list[Candidate]:
 
 
 def make_peer(peer: str, variant: str, place: Place) -> Candidate:
-    """Make one variant of a peer, or take it from an earlier run with the same inputs, script and requirements."""
+    """Make one variant of a peer, or take it from an earlier run with the same inputs, script and requirements.
+
+    A failure is remembered too, unless ``place`` says to try again.
+    """
     name = f"{peer} {variant}"
     try:
         made = _made(peer, variant, place)
@@ -151,14 +156,22 @@ def _made(peer: str, variant: str, place: Place) -> Path:
     parts = [script, requirements, SCRIPTS / "request.py", place.calibration]
     key = hashlib.sha256("".join([place.fp32.digest, *(_sha256(path) for path in parts)]).encode()).hexdigest()
     if (out / KEY).is_file() and (out / KEY).read_text(encoding="utf-8") == key:
-        return out
+        if not (out / FAILED).is_file():
+            return out
+        if not place.retry:
+            raise PeerError((out / FAILED).read_text(encoding="utf-8"))
     python = environment(requirements, place.venvs / peer)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     command = [str(python), str(script), "--variant", variant, "--model", str(place.model), "--out", str(out)]
     command += ["--onnx", str(place.fp32.file()), "--calibration", str(place.calibration)]
     command += ["--reduce-range"] if reduced_range_for(None)[0] else []
-    _run(command, out.with_suffix(".log"), place.seconds)
+    try:
+        _run(command, out.with_suffix(".log"), place.seconds)
+    except PeerError as error:
+        (out / FAILED).write_text(str(error), encoding="utf-8")
+        (out / KEY).write_text(key, encoding="utf-8")
+        raise
     (out / KEY).write_text(key, encoding="utf-8")
     return out
 

@@ -48,20 +48,33 @@ def nncf(name: str, request: Request) -> tuple[Any, dict[str, Any]]:
 
 
 def torchao(request: Request) -> tuple[Any, dict[str, Any]]:
-    """PyTorch's PT2E quantization with torchao's settings for x86."""
+    """PyTorch's PT2E quantization with torchao's settings for x86; its histograms take minutes unless batched."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     from transformers.exporters import PT2EQuantizer
 
     settings = x86.get_default_x86_inductor_quantization_config(reduce_range=request.reduce_range)
     quantizer = x86.X86InductorQuantizer().set_global(settings)
     named = {"quantizer": "PT2EQuantizer, X86InductorQuantizer", "reduce_range": request.reduce_range}
-    return PT2EQuantizer(quantizer, _samples(request)), named
+    return PT2EQuantizer(quantizer, _batches(request, 32)), named
 
 
 def _samples(request: Request) -> list[dict[str, Any]]:
     import torch
 
     return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in request.feeds()]
+
+
+def _batches(request: Request, size: int) -> list[dict[str, Any]]:
+    """Return the samples in padded batches."""
+    import torch
+
+    samples, batches = _samples(request), []
+    for start in range(0, len(samples), size):
+        rows = samples[start : start + size]
+        columns = {name: [row[name][0] for row in rows] for name in rows[0]}
+        pad = torch.nn.utils.rnn.pad_sequence
+        batches.append({name: pad(column, batch_first=True) for name, column in columns.items()})
+    return batches
 
 
 def to_onnx(quantizer: Make, request: Request, fusions: str | None = None) -> dict[str, Any]:
