@@ -6,8 +6,10 @@ with the CUDA provider: nothing for a classifier on a CPU.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ def auto_opt(request: Request) -> dict[str, Any]:
     options = ["--precision", "int8", "--task", "text-classification"]
     command = [str(Path(sys.executable).with_name("olive")), "auto-opt", *options, "--disable_telemetry"]
     command += ["--model_name_or_path", str(request.model), "--output_path", "result"]
-    subprocess.run(command, cwd=request.out, check=True)
-    for file in sorted((request.out / "result").glob("model.onnx*")):
-        file.rename(request.out / file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, check=True)
+        for file in sorted((Path(folder) / "result").glob("model.onnx*")):
+            shutil.copyfile(file, request.out / file.name)
     return {"command": " ".join(["olive auto-opt", *options]), "exporter": "its own"}
 
 
