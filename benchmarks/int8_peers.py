@@ -58,7 +58,7 @@ def prepare(options: argparse.Namespace) -> Place:
 def make_all(options: argparse.Namespace, place: Place) -> list[Candidate]:
     """Return every row of the table: FP32 on both runtimes, ours, the peers."""
     base = [Candidate(FP32, "baseline", place.fp32), Candidate("OpenVINO FP32", "baseline", place.fp32)]
-    found = [*base, *(given(options.ours) or make_ours(place))]
+    found = [*base, *(given(options.ours) or make_ours(options.model, options.data, place))]
     for peer in options.peers:
         for variant in PEERS[peer]:
             _say(f"{peer} {variant}")

@@ -38,6 +38,7 @@ PEERS: dict[str, tuple[str, ...]] = {
 }
 """Peer -> its variants; ``peers/PEER_int8.py`` makes them, ``peers/PEER_int8.txt`` pins what it needs."""
 SCRIPTS = Path(__file__).parent / "peers"
+RECIPE = Path(__file__).parent / "recipes" / "int8.yaml"
 KEY, FAILED = "key.txt", "failed.txt"
 _SAYS_WHY = ("Error", "Exception", "error:")
 
@@ -112,21 +113,18 @@ def write_texts(rows: Sequence[Row], path: Path) -> None:
         writer.writerows([row["text"]] for row in rows)
 
 
-def make_ours(place: Place) -> list[Candidate]:
-    """Return our own INT8 artifacts, made with the defaults of our toolkit."""
-    import onnx
+def make_ours(model: Path, data: Path, place: Place) -> list[Candidate]:
+    """Return our own INT8 artifacts: those of the recipe ``recipes/int8.yaml``, chosen on this machine."""
+    from compress.pipeline.planning import make_plan
+    from compress.pipeline.running import run_steps
+    from compress.recipe import load_recipe
+    from compress.store import Store
 
-    from compress.export.onnx_clean import write_onnx
-    from compress.quantization.int8 import quantize_dynamic
-
-    reduced, reason = reduced_range_for(None)
-    quantized, notes = quantize_dynamic(onnx.load(place.fp32.file()), reduce_range=reduced)
-    out = place.root / "ours-dynamic"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    write_onnx(quantized, out / "model.onnx")
-    artifact = _record(out, place, "quantize", {"reduce_range": reduced, "reduce_range_reason": reason} | notes)
-    return [Candidate("mcompress dynamic", "ours", artifact)]
+    variables = [f"MODELS={model.parent.resolve()}", f"DATA={data.parent.resolve()}", f"SET={data.name}"]
+    recipe = load_recipe(RECIPE, [f"model={model.resolve()}"], variables)
+    state = run_steps(make_plan(recipe), place.root / "ours", Store(place.root / "store"), _say)
+    made = {step.id: state.artifact(step.id) for step in state.plan.steps if step.pass_.name == "quantize"}
+    return [Candidate(f"mcompress {name}", "ours", artifact) for name, artifact in made.items() if artifact is not None]
 
 
 def given(words: Sequence[str]) -> list[Candidate]:
@@ -257,3 +255,8 @@ def _record(out: Path, place: Place, made_by: str, notes: dict[str, Any]) -> Art
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _say(message: str, done: int | None = None, total: int | None = None) -> None:
+    if done is None:
+        print(f"  {message}", flush=True)
