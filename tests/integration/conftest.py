@@ -232,3 +232,40 @@ def planted(
     plant_outliers(model)
     save_torch(model, folder, tokenizer_from=labeller.path)
     return torch_artifact(folder)
+
+
+@pytest.fixture
+def labelled_run(
+    labelled: TaskData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[dict[str, Any], str]]:
+    """Return ``run(model, steps, **changes)``: run a recipe on ``labelled``; give back report.json and report.md."""
+
+    def run(model: Artifact, steps: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], str]:
+        import compress
+
+        monkeypatch.setenv("MCOMPRESS_HOME", str(tmp_path / "home"))
+        for name in ("train", "validation"):
+            with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(labelled[name].rows)
+        recipe = {
+            "recipe": 1,
+            "model": str(model.path),
+            "labels": {f"LABEL_{i}": label for i, label in enumerate(LABELS)},
+            "data": {
+                **{name: str(tmp_path / f"{name}.csv") for name in ("train", "validation")},
+                "calibration": {"samples": 64},
+                "on_overlap": "allow",
+            },
+            "run": {"threads": 1},
+            "steps": steps,
+            "measure": {**MEASURE, "baselines": ["onnx"]},
+        } | changes
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(recipe), encoding="utf-8")
+        compress.run(compress.load_recipe(path), tmp_path / "run")
+        record = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+        return record, (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+    return run

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,60 +78,28 @@ def test_smoothing_rescues_it(search: Callable[..., Int8Search]) -> None:
 
 
 def test_a_run_tells_the_whole_trail_and_training_rescues_it_too(
-    planted: Artifact, labelled: TaskData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planted: Artifact, labelled_run: Callable[..., tuple[dict[str, Any], str]]
 ) -> None:
-    import compress
-
-    monkeypatch.setenv("MCOMPRESS_HOME", str(tmp_path / "home"))
-    for name in ("train", "validation"):
-        with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(labelled[name].rows)
-    recipe = {
-        "recipe": 1,
-        "model": str(planted.path),
-        "labels": {f"LABEL_{i}": label for i, label in enumerate(TASK.labels)},
-        "data": {
-            **{name: str(tmp_path / f"{name}.csv") for name in ("train", "validation")},
-            "calibration": {"samples": 64},
-            "on_overlap": "allow",
+    steps = [
+        {"export": {}, "id": "onnx"},
+        {"quantize": {"method": "static", "reduce_range": True}, "id": "plain", "optional": True},
+        {
+            "quantize": {"target": "ort-cpu-1t", "max_drop_points": GATE, "reduce_range": True},
+            "id": "searched",
+            "from": "onnx",
         },
-        "run": {"threads": 1},
-        "gates": {"accuracy": {"max_drop_points": GATE}},
-        "steps": [
-            {"export": {}, "id": "onnx"},
-            {"quantize": {"method": "static", "reduce_range": True}, "id": "plain", "optional": True},
-            {
-                "quantize": {"target": "ort-cpu-1t", "max_drop_points": GATE, "reduce_range": True},
-                "id": "searched",
-                "from": "onnx",
-            },
-            {"qat": {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": True}, "from": "model"},
-        ],
-        "measure": {
-            "targets": ["ort-cpu-1t"],
-            "baselines": ["onnx"],
-            "inputs": 4,
-            "rounds": 3,
-            "warmup_seconds": 0.01,
-            "throughput_seconds": 0.05,
-        },
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    compress.run(compress.load_recipe(path), tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    steps = {step["id"]: step for step in record["steps"]}
-    delivered = {name: steps[name]["gates"][0]["delivered"] for name in ("plain", "searched", "qat")}
+        {"qat": {"epochs": 5, "batch_size": 8, "learning_rate": 1e-3, "reduce_range": True}, "from": "model"},
+    ]
+    record, text = labelled_run(planted, steps, gates={"accuracy": {"max_drop_points": GATE}})
+    done = {step["id"]: step for step in record["steps"]}
+    delivered = {name: done[name]["gates"][0]["delivered"] for name in ("plain", "searched", "qat")}
     assert delivered == {"plain": False, "searched": True, "qat": True}
     (found,) = record["int8"]
     assert found["step"] == "searched"
     assert found["kept"] is True
     assert sum(it["chosen"] for it in found["candidates"]) == 1
     (sensitivity,) = record["sensitivities"]
-    assert len(sensitivity["rows"]) == 15, "twelve linear layers of two layers, less the pooler's head; three tables"
+    assert len(sensitivity["rows"]) == 16, "twelve linear layers, the pooler, three tables"
     assert [step["holds"] for step in found["trail"]].index(True) > 0, "plain quantization breaks the limit"
-    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "How the limit was reached" in text
     assert "Sensitivity to INT8" in text
