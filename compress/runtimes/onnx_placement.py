@@ -19,6 +19,7 @@ INTEGER_WEIGHT = {
 FLOAT_WEIGHT = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "Attention": 1}
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _INTEGER_CONVOLUTIONS = frozenset({"ConvInteger", "QLinearConv"})
+_UNPACKS = frozenset({"Cast", "DequantizeLinear", "Mul", "Reshape", "Transpose"})
 _COMPUTES_IN_INT8 = 4
 """``accuracy_level`` of MatMulNBits at which activations are 8-bit too; below, weights are turned to float."""
 
@@ -84,13 +85,15 @@ def _attention_products(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _stored_in_int8(graph: Any) -> int:
-    """Count the products of a file that read a weight stored in 8 bits, directly or through a DequantizeLinear."""
+    """Count the products of a file that read a weight stored in 8 bits, directly or through what unpacks it."""
     import onnx
 
     small = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type in small and len(tensor.dims) > 1}
     nodes = list(_nodes(graph))
-    stored |= {node.output[0] for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in stored}
+    for node in nodes:
+        if node.op_type in _UNPACKS and node.input[0] in stored:
+            stored.update(node.output)
     products = {*INTEGER_WEIGHT, *FLOAT_WEIGHT, *_INTEGER_CONVOLUTIONS, "Conv"}
     return sum(node.op_type in products and any(name in stored for name in node.input) for node in nodes)
 
