@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -49,9 +48,10 @@ class _OpenvinoSession(Session):
             "INFERENCE_PRECISION_HINT": "f32",
             "ENABLE_CPU_PINNING": False,
         }
+        self._core = core
+        self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
         self._compiled = {
-            name: core.compile_model(core.read_model(artifact.file(name)), "CPU", options)
-            for name in artifact.manifest.graphs
+            name: core.compile_model(core.read_model(path), "CPU", options) for name, path in self._files.items()
         }
         self._requests = {name: compiled.create_infer_request() for name, compiled in self._compiled.items()}
         self._inputs = {name: {port.any_name for port in compiled.inputs} for name, compiled in self._compiled.items()}
@@ -62,14 +62,11 @@ class _OpenvinoSession(Session):
         return {port.any_name: np.array(array, dtype=np.float32) for port, array in results.items()}
 
     def placement(self) -> dict[str, Any]:
-        """Count the executed layers by type and precision, as the compiled graph reports them."""
-        layers: Counter[str] = Counter()
-        for node in self._compiled["model"].get_runtime_model().get_ops():
-            facts = node.get_rt_info()
-            kind, precision = facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)
-            if kind not in {"Input", "Output", "Const"}:
-                layers[f"{kind} {precision}"] += 1
-        return {"device": "CPU", "operators": dict(sorted(layers.items()))}
+        """Count the executed layers and the products on integers, as the compiled graph reports them."""
+        from compress.runtimes.openvino_placement import describe
+
+        source = self._core.read_model(self._files["model"])
+        return {"device": "CPU", **describe(self._compiled["model"], source)}
 
     def close(self) -> None:
         self._requests.clear()
