@@ -213,10 +213,12 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> None:
 
 
 def _reason(log: Path, code: int) -> str:
-    """Return the last line of a log that names an error, without this machine's folders."""
+    """Return the last line of a log that names an error, and where it arose, without this machine's folders."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     telling = [line for line in lines if any(word in line for word in _SAYS_WHY)] or lines[-1:] or [""]
-    return without_folders(f"exit code {code}: {' '.join(telling[-1].split())[:400]}")
+    frames = [line for line in lines if line.lstrip().startswith("File ")]
+    where = f" ({frames[-1].strip()})" if frames else ""
+    return without_folders(f"exit code {code}: {' '.join(telling[-1].split())[:400]}{where}")
 
 
 def _wrap(made: Path, name: str, place: Place, options: dict[str, Any]) -> Artifact:

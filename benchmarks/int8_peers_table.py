@@ -221,7 +221,8 @@ def _made(table: Sequence[Line]) -> Iterator[str]:
         if record:
             options = ", ".join(f"{name}: {value}" for name, value in record["options"].items())
             packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
-            size = f"{record['peak_rss_bytes'] / 1e6:.0f}"
+            peak = record["peak_rss_bytes"]
+            size = "" if peak is None else f"{peak / 1e6:.0f}"
             yield f"| {text(line.name)} | {text(options)} | {text(packages)} | {record['seconds']:.0f} | {size} |"
 
 

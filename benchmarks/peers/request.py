@@ -99,7 +99,12 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def _peak_rss() -> int:
-    """Return the larger of this process's peak and that of its largest child, in bytes (Linux counts in KiB)."""
-    sides = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    return 1024 * max(resource.getrusage(side).ru_maxrss for side in sides)
+def _peak_rss() -> int | None:
+    """Return the larger of this process's peak and that of its largest child, in bytes; None where Linux does not tell.
+
+    ``getrusage`` would also count the process that started this one, up to the moment when it became this program.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * max(own[0], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) if own else None
