@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,16 +164,24 @@ def _made(peer: str, variant: str, place: Place) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     command = [str(python), str(script), "--variant", variant, "--model", str(place.model), "--out", str(out)]
-    command += ["--onnx", str(place.fp32.file()), "--calibration", str(place.calibration)]
+    command += ["--calibration", str(place.calibration)]
     command += ["--reduce-range"] if reduced_range_for(None)[0] else []
     try:
-        _run(command, out.with_suffix(".log"), place.seconds)
+        with _copied(place.fp32, place.root) as copy:
+            _run([*command, "--onnx", str(copy)], out.with_suffix(".log"), place.seconds)
     except PeerError as error:
         (out / FAILED).write_text(str(error), encoding="utf-8")
         (out / KEY).write_text(key, encoding="utf-8")
         raise
     (out / KEY).write_text(key, encoding="utf-8")
     return out
+
+
+@contextmanager
+def _copied(artifact: Artifact, root: Path) -> Iterator[Path]:
+    """Give a copy of an ONNX file while the block runs: ModelOpt writes into the file that it is given."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        yield Path(shutil.copy(artifact.file(), folder))
 
 
 def environment(requirements: Path, folder: Path) -> Path:
