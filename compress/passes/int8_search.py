@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compress.artifact import Artifact
 from compress.errors import DataError
 from compress.quantization.isa import isa_flags, isa_name
-from compress.quantization.rules import rules_for
+from compress.quantization.rules import Placement, rules_for
 from compress.runtimes.target import find_target
 from compress.search.int8_candidates import Limits
 from compress.search.quantizing import Int8Search
@@ -68,17 +70,28 @@ def search_int8(
         emit=context.emit,
     )
     chosen = search.run()
-    placements = search.placements(chosen)
+    quantized = search.write(chosen)
     notes = {
         "method": chosen.form.method,
+        **(search.converted or _placed(search.placements(chosen))),
         "search": search.notes(chosen),
-        "placement": [{"node": p.node, "operator": p.operator, "reason": p.reason} for p in placements if p.reason],
         "saturation": search.saturation(chosen),
         "trail": search.trail(),
         **search.sensitivity(chosen),
         "isa": {"name": isa_name(), "flags": sorted(_INTERESTING & isa_flags())},
     }
-    return search.write(chosen), notes
+    return quantized, notes
+
+
+def _placed(placements: Sequence[Placement]) -> dict[str, Any]:
+    """Return the notes on which nodes run on integers, and why the others do not."""
+    products = [it for it in placements if it.product is not None]
+    counts = {
+        name: dict(sorted(Counter(it.operator for it in products if it.precision == precision).items()))
+        for name, precision in (("nodes_quantized", "int8"), ("nodes_left", "float32"))
+    }
+    reasons = [{"node": it.node, "operator": it.operator, "reason": it.reason} for it in placements if it.reason]
+    return {**counts, "placement": reasons}
 
 
 _INTERESTING = frozenset(

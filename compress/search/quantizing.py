@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,6 +63,9 @@ class Int8Search:
         limits: gate, goal and numbers.
         work: existing folder for intermediate files.
         threads: for calibration.
+        candidates: what was scored so far.
+        ranking: how sensitive the products of the choice are, most sensitive first.
+        converted: what ONNX Runtime's quantizer noted of a convolutional network.
     """
 
     source: Artifact
@@ -78,6 +82,7 @@ class Int8Search:
     emit: Emit = silent
     candidates: list[Candidate] = field(default_factory=list)
     ranking: list[Sensitivity] = field(default_factory=list)
+    converted: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.validation.targets is None:
@@ -142,12 +147,12 @@ class Int8Search:
 
     def _time(self, examples: Sequence[Candidate]) -> None:
         """Time one candidate of each form, side by side."""
-        artifacts = [self._artifact(self.write(it)) for it in examples]
-        dense = self._artifact(self.model)
-        self.emit("timing INT8 forms side by side")
-        rows = measure_speedup(
-            artifacts, dense, self.validation, self.target, work=self.work, seed=self.seed, emit=self.emit
-        )
+        with ExitStack() as stack:
+            dense, *artifacts = (self._artifact(it, stack) for it in (self.model, *map(self.write, examples)))
+            self.emit("timing INT8 forms side by side")
+            rows = measure_speedup(
+                artifacts, dense, self.validation, self.target, work=self.work, seed=self.seed, emit=self.emit
+            )
         self._speedups |= dict(zip((it.form for it in examples), rows, strict=True))
 
     def _plain(self) -> Iterable[Candidate]:
@@ -248,7 +253,7 @@ class Int8Search:
         )
 
     def _quantize_convolutions(self, weight_bits: int) -> onnx.ModelProto:
-        quantized, _ = quantize_static(
+        quantized, self.converted = quantize_static(
             self.model,
             self.calibration,
             per_channel=self.limits.per_channel,
@@ -339,14 +344,17 @@ class Int8Search:
         return self._calibrations[cut, smoothing]
 
     def _inspect(self, model: onnx.ModelProto) -> Inspection:
-        return inspect(self._artifact(model), self.target, self.validation, work=self.work)
+        with ExitStack() as stack:
+            return inspect(self._artifact(model, stack), self.target, self.validation, work=self.work)
 
     def _scored(self, seen: Inspection) -> Score:
         targets = self.validation.targets
         return self.task.score(seen.outputs, np.empty(0) if targets is None else targets)
 
-    def _artifact(self, model: onnx.ModelProto) -> Artifact:
-        return throwaway(model, self.source, Path(tempfile.mkdtemp(dir=self.work, prefix="candidate-")))
+    def _artifact(self, model: onnx.ModelProto, stack: ExitStack) -> Artifact:
+        """Write an artifact that is removed when ``stack`` closes."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.work, prefix="candidate-"))
+        return throwaway(model, self.source, Path(folder))
 
 
 def _action(candidate: Candidate) -> str:
