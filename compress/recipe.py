@@ -191,6 +191,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Recip
         known = _fields_at(model, first["loc"][:-1])
         return RecipeError(f"Unknown key {key!r}.", value=f"{where}: {place}", fix=did_you_mean(key, known))
     message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return RecipeError(f"{message}.", value=where, fix="See `docs/passes.md` for what goes together.")
     shown = first.get("input")
     value = f"{where}: {place} = {shown!r}" if isinstance(shown, str | int | float | bool) else f"{where}: {place}"
     return RecipeError(f"{place}: {message}.", value=value, fix="See `docs/recipes.md` for the keys and their types.")

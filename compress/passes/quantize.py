@@ -103,7 +103,7 @@ class Quantize(Pass):
             return Plan(_weights_summary(config), result, missing_onnxruntime())
         bits = f"{7 if reduced_range(config)[0] else 8}-bit weights"
         if searches(config):
-            points = f"{config.max_drop_points:g} points"
+            points = f"{config.max_drop_points:.1f} points"
             wanted = f"fastest within {points}" if config.goal == "latency" else f"most accurate, at most {points} off"
             return Plan(f"INT8 on {config.target}: {wanted}, {bits}", result, _missing(config))
         kind = f"static INT8, {config.activation} activations" if config.method == "static" else "dynamic INT8"

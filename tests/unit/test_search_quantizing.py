@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from pydantic import ValidationError
 
 from compress.artifact import Artifact
 from compress.bench.statistics import PairedDifference
 from compress.data.encoded import Encoded
-from compress.errors import DataError
+from compress.errors import DataError, RecipeError
+from compress.passes.quantize import QuantizeConfig, searches
 from compress.quantization.rules import rules_for
+from compress.recipe import explain
 from compress.runtimes.target import find_target
 from compress.search.deploy import Speedup
 from compress.search.int8_candidates import Candidate, Form, Limits, choose, pareto
@@ -119,3 +122,31 @@ def test_what_the_recipe_excludes_stays_in_float_in_every_candidate(search: Call
 def test_labels_are_needed(search: Callable[..., Int8Search]) -> None:
     with pytest.raises(DataError, match="needs labels"):
         search(labelled=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "auto"}, "measures on a target"),
+        ({"scheme": "int4-weights", "target": "ort-cpu-1t"}, "`target` does not apply"),
+        ({"scheme": "int4-weights", "goal": "accuracy"}, "`goal` does not apply"),
+        ({"embedding_bits": 4}, "`embedding_bits` does not apply"),
+    ],
+)
+def test_what_does_not_go_together_is_one_clear_sentence(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        QuantizeConfig.model_validate(changes)
+    error = explain(caught.value, QuantizeConfig, "step 1 'quantize'")
+    assert words in error.what
+    assert not error.what.startswith(":")
+    assert error.value == "step 1 'quantize'"
+
+
+def test_auto_needs_a_runtime_with_rules() -> None:
+    config = QuantizeConfig(method="auto", target="torch-cpu-1t")
+    with pytest.raises(RecipeError, match="cannot be tried on this target"):
+        searches(config)
+    assert searches(QuantizeConfig(target="ort-cpu-1t"))
+    assert searches(QuantizeConfig(target="openvino-cpu-1t"))
+    assert not searches(QuantizeConfig(target="tensorrt"))
+    assert not searches(QuantizeConfig(target="ort-cpu-1t", method="dynamic"))
