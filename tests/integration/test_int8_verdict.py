@@ -79,10 +79,35 @@ def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
                 nodes.append(
                     helper.make_node(kind, [first, "pair.scale", "pair.zero"], [second], name=f"{name}/{kind}")
                 )
+    nodes += detour(graph)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
     return model
+
+
+def detour(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return work that takes ten times as long as the tiny model and adds 0 to its logits: slow on any machine."""
+    for node in graph.node:
+        if node.output[0] == "logits":
+            node.output[0] = "logits.exact"
+    values = np.full((512, 512), 1e-3, dtype=np.float32)
+    graph.initializer.append(numpy_helper.from_array(values, "detour.values"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.float32), "detour.nothing"))
+    steps = (
+        ("Cast", ["input_ids"], {"to": 1}),
+        ("ReduceMean", ["detour.0"], {"keepdims": 0}),
+        ("Mul", ["detour.values", "detour.1"], {}),
+        ("MatMul", ["detour.2", "detour.2"], {}),
+        ("MatMul", ["detour.3", "detour.2"], {}),
+        ("ReduceMean", ["detour.4"], {"keepdims": 0}),
+        ("Mul", ["detour.5", "detour.nothing"], {}),
+    )
+    made = [
+        helper.make_node(kind, inputs, [f"detour.{i}"], name=f"detour/{i}", **options)
+        for i, (kind, inputs, options) in enumerate(steps)
+    ]
+    return [*made, helper.make_node("Add", ["logits.exact", "detour.6"], ["logits"], name="detour/end")]
 
 
 @pytest.fixture
