@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from compress.bench.protocol import inspect
     from compress.models.loading import load_torch
     from compress.quantization.calibration import calibrate
-    from compress.quantization.rules import place, rules_for
+    from compress.quantization.rules import place, quantized_inputs, rules_for
     from compress.runtimes.target import find_target
     from compress.search.deploy import deploy
     from compress.tasks.text_classification import TextClassification
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = inspect(artifact, target, encoded, work=Path(folder)).peak_rss_bytes
         model = onnx.load(artifact.file())
     placed = place(model, rules_for(target.runtime))
-    tensors = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
+    tensors = quantized_inputs(placed)
     print(f"{'float32':38} {base / 1e6:7.1f} MB, {len(encoded)} examples", flush=True)
     above = False
     for name, histograms in (("minmax, average", False), ("percentile, mse, entropy (histograms)", True)):

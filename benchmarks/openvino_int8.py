@@ -38,7 +38,7 @@ from compress.data.encoded import Encoded
 from compress.models.loading import load_torch
 from compress.quantization.calibration import calibrate
 from compress.quantization.isa import isa_name
-from compress.quantization.rules import place, rules_for
+from compress.quantization.rules import place, quantized_inputs, rules_for
 from compress.quantization.writing import Int8Format, write_int8
 from compress.runtimes.target import find_target
 from compress.search.deploy import deploy
@@ -209,7 +209,7 @@ def qdq_artifact(material: Material, weight_bits: int, tables: bool, out: Path) 
 
     model = onnx.load(material.dense.file())
     placed = place(model, rules_for("openvino"), tables=tables)
-    inputs = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
+    inputs = quantized_inputs(placed)
     ranges = calibrate(model, material.calibration, inputs, histograms=False).ranges("minmax")
     out.mkdir()
     bits: Any = weight_bits

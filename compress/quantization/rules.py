@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -137,6 +137,11 @@ def place(
         elif node.op_type in by_operator:
             out.append(Placement(node.name, node.op_type, "float32", by_operator[node.op_type]))
     return out
+
+
+def quantized_inputs(placements: Iterable[Placement]) -> list[str]:
+    """Return the activations that linear layers placed in int8 read: the tensors to calibrate."""
+    return [it.product.input for it in placements if it.precision == "int8" and it.product and it.product.input]
 
 
 def _reason(product: Product, rules: Rules, tables: bool) -> str:

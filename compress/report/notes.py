@@ -127,7 +127,7 @@ def _speed(timed: Mapping[str, float]) -> str:
 
 def _quantize(notes: Notes, unit: Unit) -> Pairs:
     """What a search tried, what stays in float32 and whether products saturate have a section of their own."""
-    for name in ("search", "placement", "saturation", "sensitivity", "trail"):
+    for name in ("search", "placement", "saturation", "trail"):
         notes.pop(name, None)
     isa = notes.pop("isa", None)
     return [("instruction set", f"{isa['name']} ({', '.join(isa['flags']) or 'no known flags'})")] if isa else []

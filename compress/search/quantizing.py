@@ -20,7 +20,7 @@ from compress.quantization.calibration import Calibration, calibrate
 from compress.quantization.first_token import keep_first_token
 from compress.quantization.int8 import is_convolutional, quantize_static
 from compress.quantization.ranges import Observer, Range
-from compress.quantization.rules import Method, Placement, Rules, place
+from compress.quantization.rules import Method, Placement, Rules, place, quantized_inputs
 from compress.quantization.saturation import probe
 from compress.quantization.sensitivity import Probe, Sensitivity, measure_sensitivity, sensitivity_notes
 from compress.quantization.smoothing import smooth
@@ -339,8 +339,9 @@ class Int8Search:
             how = cut if smoothing is None else f"{cut}, {smoothing.label}"
             self.emit(f"calibrating on {len(self.calibration)} examples ({how})")
             placed = place(graph, self.rules, excluded=self.limits.excluded)
-            tensors = [p.product.input for p in placed if p.precision == "int8" and p.product and p.product.input]
-            self._calibrations[cut, smoothing] = calibrate(graph, self.calibration, tensors, threads=self.threads)
+            self._calibrations[cut, smoothing] = calibrate(
+                graph, self.calibration, quantized_inputs(placed), threads=self.threads
+            )
         return self._calibrations[cut, smoothing]
 
     def _inspect(self, model: onnx.ModelProto) -> Inspection:
