@@ -206,6 +206,10 @@ def test_sensitivity_without_data_runs_built_in_examples_without_a_metric(ran) -
 
 
 def test_sensitivity_needs_the_float_model(lab, ran, tmp_path) -> None:
+    packed = shutil.copytree(ran / "deliverables" / "int8", tmp_path / "packed")
+    manifest = json.loads((packed / "artifact.json").read_text(encoding="utf-8"))
+    (packed / "artifact.json").write_text(json.dumps(manifest | {"traits": ["int4"]}), encoding="utf-8")
+    assert "it is INT4 already" in call("sensitivity", packed, code=2).stderr
     for step in ("int8", "fp16"):
         text = call("sensitivity", ran / "deliverables" / step, code=2).stderr
         assert f"it is {step.upper()} already" in text
