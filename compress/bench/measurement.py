@@ -36,14 +36,30 @@ class Measurement(BaseModel):
     )
     input_indices: list[int] = Field(default_factory=list, description="examples of the timed sequence")
     input_tokens: list[int] = Field(default_factory=list, description="their lengths")
+    end_to_end_ms: list[list[list[float]]] = Field(
+        default_factory=list, description="as samples_ms, on the second clock: preprocess, copy, run, decode"
+    )
     load_ms: float | None = Field(None, description="opening the artifact, libraries already imported")
     first_ms: float | None = Field(None, description="the first inference")
     import_rss_bytes: int | None = Field(None, description="resident after importing the runtime library")
     peak_rss_bytes: int | None = Field(None, description="largest resident set up to the end of the rounds")
+    memory_phases: list[dict[str, Any]] = Field(
+        default_factory=list, description="import, load, first, steady, peak: rss, anonymous and mapped bytes"
+    )
+    gpu_allocator_bytes: int | None = Field(None, description="peak by the framework's own allocator")
+    gpu_process_bytes: int | None = Field(None, description="peak of the process as the driver sees it")
+    energy_joules: float | None = Field(None, description="used by the rounds of one launch, idle not subtracted")
+    energy_source: str = ""
+    energy_inputs: int | None = Field(None, description="inputs that were run for it")
+    energy_seconds: float | None = None
     memory_limit_bytes: int | None = None
     memory_limit_by: str | None = Field(None, description="cgroup v1 | cgroup v2 | checked afterwards")
     throughput_per_s: float | None = Field(None, description="examples per second")
     throughput_batch: int | None = None
+    throughputs: list[dict[str, Any]] = Field(
+        default_factory=list, description="sweep: batch, streams, per_s of each repetition"
+    )
+    scenarios: list[dict[str, Any]] = Field(default_factory=list, description="MLPerf-style runs, as LoadGen tells")
     placement: dict[str, Any] = Field(default_factory=dict, description="operators by type, as the runtime tells")
     frameworks: list[str] = Field(default_factory=list, description="heavy packages loaded in the measuring process")
     warnings: list[str] = Field(default_factory=list)

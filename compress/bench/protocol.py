@@ -30,6 +30,7 @@ from compress.errors import RunError, UsageError
 from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.target import Target
+from compress.tasks.base import Row
 
 __all__ = ["Inspection", "MeasureSettings", "Measurement", "Subject", "fits", "inspect", "measure", "predict"]
 
@@ -44,12 +45,16 @@ def silent(message: str, done: int | None = None, total: int | None = None) -> N
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an artifact on a target, and the examples as its own tokenizer encodes them."""
+    """What is measured: an artifact on a target, and the examples as its own tokenizer encodes them.
+
+    ``rows`` are the same examples as they were read, for the end-to-end clock; None leaves that clock out.
+    """
 
     label: str
     artifact: Artifact
     encoded: Encoded
     target: Target
+    rows: Sequence[Row] | None = None
 
 
 def fits(kind: Kind, target: Target) -> bool:

@@ -75,7 +75,7 @@ def bench_artifacts(
     rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
     wanted = [find_target(name) for name in targets]
     subjects = [
-        Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target)
+        Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target, rows)
         for name, artifact in artifacts
         for target in (wanted or [_own_target(artifact)])
         if fits(artifact.kind, target)

@@ -60,7 +60,8 @@ def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     for group in dict.fromkeys((target.device, target.threads) for target in wanted):
         baselines[group] = _baselines(state, stages, wanted, group)
         pairs += [(b.step, b.target) for b in baselines[group] if (b.step, b.target) not in pairs]
-    subjects = [Subject(id_, stages[id_], encoded[id_], target) for id_, target in pairs]
+    rows = state.data[split].rows
+    subjects = [Subject(id_, stages[id_], encoded[id_], target, rows) for id_, target in pairs]
     measurements = measure(subjects, settings=settings, work=work, seed=state.recipe.run.seed, emit=emit)
     added = [b.target for group in baselines.values() for b in group if b.target not in wanted]
     targets = tuple(dict.fromkeys([*wanted, *added]))

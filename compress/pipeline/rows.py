@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from compress.bench.protocol import Measurement
-from compress.bench.statistics import (
-    Interval,
-    PairedDifference,
-    mean_interval,
-    needed_n,
-    paired_difference,
-    percentile,
-    ratio_of_totals,
-    wilson_interval,
-)
+from compress.bench.measurement import Measurement
+from compress.pipeline.costs import costs_of
 from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
-from compress.pipeline.measuring import ONNX, TORCH, Baseline, Measured
+from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
+from compress.pipeline.scores import accuracy_of, difference, score_of
+from compress.pipeline.timings import latency_of, speedup_over
 from compress.quantization.isa import isa_name
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
-
-PERCENT = {"accuracy", "exact_match", "micro_f1"}
-"""Metrics that are fractions and are shown in percent; others keep their unit."""
 
 
 def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
@@ -42,7 +30,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
         target = targets[measurement.target]
         group = measured.baselines.get((target.device, target.threads), ())
         speedups = {
-            b.name: _speedup(b, by_cell.get((b.step, b.target.name)), measurement)
+            b.name: speedup_over(b, by_cell.get((b.step, b.target.name)), measurement)
             for b in group
             if (b.step, b.target.name) in by_cell
         }
@@ -64,13 +52,6 @@ def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measureme
     return None
 
 
-def score_of(state: RunState, measurement: Measurement, answers: np.ndarray | None) -> Score | None:
-    """Return the score of a measured artifact on the exact target, if it gave outputs and the split has labels."""
-    if measurement.outputs is None or answers is None:
-        return None
-    return state.task.score(measurement.outputs, answers)
-
-
 def _row(
     state: RunState, m: Measurement, target: Target, score: Score | None, speedups: dict[str, report.Speedup]
 ) -> report.Row:
@@ -84,36 +65,13 @@ def _row(
         isa=isa_name() if target.device == "cpu" else None,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
-        accuracy=None if score is None else _accuracy(score),
-        latency=_latency(m),
+        accuracy=None if score is None else accuracy_of(score),
+        latency=latency_of(m),
         speedups=speedups,
-        throughput_per_s=m.throughput_per_s,
-        throughput_batch=m.throughput_batch,
-        load_ms=m.load_ms,
-        first_ms=m.first_ms,
-        peak_rss_bytes=m.peak_rss_bytes,
-        import_rss_bytes=m.import_rss_bytes,
-        size_bytes=m.size_bytes,
-        parameters=m.parameters,
+        **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
         not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
-    )
-
-
-def _accuracy(score: Score) -> report.Accuracy:
-    percent = score.metric in PERCENT
-    n = len(score.outcomes)
-    interval = wilson_interval(round(score.outcomes.sum()), n) if percent else mean_interval(score.outcomes)
-    return report.Accuracy(
-        metric=score.metric,
-        unit="percent" if percent else "plain",
-        direction=score.direction,
-        value=score.value,
-        low=interval.low,
-        high=interval.high,
-        n=n,
-        right=round(score.outcomes.sum()) if percent else None,
     )
 
 
@@ -132,60 +90,6 @@ def _against(
         "agreement": float(state.task.agree(first, second).mean()),
         "difference": difference(reference[0], base, score),
     }
-
-
-def difference(baseline: str, base: Score, score: Score) -> report.Difference:
-    """Return ``score`` minus ``base``, paired on the same examples; ``baseline`` is the step that ``base`` is of."""
-    percent = score.metric in PERCENT
-    scale = 100.0 if percent else 1.0
-    paired = paired_difference(base.outcomes, score.outcomes)
-    return report.Difference(
-        baseline=baseline,
-        unit="percent" if percent else "plain",
-        points=scale * paired.value,
-        low=scale * paired.low,
-        high=scale * paired.high,
-        p_value=paired.p_value,
-        text=_resolved(paired, base, score),
-    )
-
-
-def _resolved(paired: PairedDifference, base: Score, score: Score) -> str:
-    if paired.low > 0 or paired.high < 0:
-        return "a real difference"
-    if paired.value == 0:
-        return "no difference found"
-    text = f"not resolvable at N = {paired.n:,}"
-    if paired.only_a is None:
-        return text
-    discordant = float(np.mean(base.outcomes != score.outcomes))
-    return f"{text}; about {needed_n(max(discordant, abs(paired.value)), paired.value):,} examples would"
-
-
-def _latency(m: Measurement) -> report.Latency | None:
-    if m.status != "ok" or not m.samples_ms:
-        return None
-    samples = np.asarray(m.samples_ms, dtype=np.float64)  # (launches, rounds, inputs)
-    totals = samples.sum(axis=2).reshape(-1)
-    flat = m.flat_ms
-    return report.Latency(
-        p50_ms=percentile(flat, 50),
-        p90_ms=percentile(flat, 90),
-        mean_ms=float(flat.mean()),
-        cv=float(totals.std(ddof=1) / totals.mean()) if len(totals) > 1 else None,
-        inputs=samples.shape[2],
-        rounds=samples.shape[0] * samples.shape[1],
-    )
-
-
-def _speedup(place: Baseline, baseline: Measurement | None, m: Measurement) -> report.Speedup | None:
-    if baseline is None or baseline.status != "ok" or m.status != "ok" or not m.samples_ms or not baseline.samples_ms:
-        return None
-    against = report.Baseline(step=place.step, target=place.target.name)
-    if baseline is m:
-        return report.Speedup(ratio=1.0, against=against)
-    ratio: Interval = ratio_of_totals(baseline.samples_ms, m.samples_ms)
-    return report.Speedup(ratio=ratio.value, low=ratio.low, high=ratio.high, against=against)
 
 
 def _mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:

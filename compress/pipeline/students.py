@@ -9,8 +9,8 @@ import numpy as np
 
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import Measured
-from compress.pipeline.rows import difference, score_of
 from compress.pipeline.running import RunState
+from compress.pipeline.scores import difference, score_of
 from compress.report import model as report
 from compress.tasks.base import Score
 

@@ -15,8 +15,9 @@ from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
 from compress.pipeline.public import public_path, public_recipe
-from compress.pipeline.rows import PERCENT, build_rows
+from compress.pipeline.rows import build_rows
 from compress.pipeline.running import RunState, StepOutcome
+from compress.pipeline.scores import PERCENT
 from compress.pipeline.searches import latency_searches, widths
 from compress.pipeline.sensitivities import sensitivity_records
 from compress.pipeline.students import student_matches

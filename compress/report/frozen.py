@@ -27,3 +27,4 @@ class Speedup(Frozen):
     low: float | None = None
     high: float | None = None
     against: Baseline | None = Field(None, description="what it was compared with, where targets differ in that")
+    text: str = Field("", description='verdict in words: "faster", "slower", "no difference"; empty if not judged')

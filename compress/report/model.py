@@ -29,6 +29,17 @@ from compress.report.int8_model import SaturationRow as SaturationRow
 from compress.report.int8_model import Sensitivity as Sensitivity
 from compress.report.int8_model import SensitivityRecord as SensitivityRecord
 from compress.report.int8_model import TrailStep as TrailStep
+from compress.report.measured_model import ChangedExample as ChangedExample
+from compress.report.measured_model import ClassSlice as ClassSlice
+from compress.report.measured_model import EndToEnd as EndToEnd
+from compress.report.measured_model import Energy as Energy
+from compress.report.measured_model import Latency as Latency
+from compress.report.measured_model import Memory as Memory
+from compress.report.measured_model import MemoryPhase as MemoryPhase
+from compress.report.measured_model import Percentile as Percentile
+from compress.report.measured_model import ScenarioResult as ScenarioResult
+from compress.report.measured_model import Stage as Stage
+from compress.report.measured_model import ThroughputPoint as ThroughputPoint
 
 SCHEMA: Literal[1] = 1
 
@@ -157,6 +168,19 @@ class Data(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class Environment(Frozen):
+    cpu: str
+    flags: tuple[str, ...] = Field((), description="instruction sets that matter (avx2, avx512_vnni)")
+    cores: int | None = Field(None, description="cores that the process may use")
+    memory_bytes: int | None = None
+    gpu: str | None = None
+    os: str
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict, description="distribution -> version")
+    warnings: tuple[str, ...] = ()
+    notes: dict[str, str] = Field(default_factory=dict, description="anything else, label -> value")
+
+
 class TargetRecord(Frozen):
     """A place where variants were measured, or why they could not be."""
 
@@ -169,6 +193,7 @@ class TargetRecord(Frozen):
     evidence: str = "measured"
     available: bool = True
     reason: str = Field("", description="why it is not available")
+    environment: Environment | None = Field(None, description="of the machine, where it is not the report's own")
 
 
 class Accuracy(Frozen):
@@ -182,6 +207,9 @@ class Accuracy(Frozen):
     high: float | None = None
     n: int
     right: int | None = Field(None, description="right answers among n; null where that makes no sense")
+    calibration_error: float | None = Field(
+        None, description="expected calibration error, 15 bins of equal width (Guo et al. 2017), 0 to 1"
+    )
 
 
 class Difference(Frozen):
@@ -194,17 +222,6 @@ class Difference(Frozen):
     high: float | None = None
     p_value: float | None = Field(None, description="McNemar's exact test, or the bootstrap's")
     text: str = Field("", description='verdict in words, e.g. "within the noise"')
-
-
-class Latency(Frozen):
-    """Time of one input after another, batch 1."""
-
-    p50_ms: float
-    p90_ms: float | None = None
-    mean_ms: float | None = None
-    cv: float | None = Field(None, description="standard deviation of the rounds over their mean")
-    inputs: int = Field(description="different real inputs")
-    rounds: int = Field(description="times that all of them were run")
 
 
 class Row(Frozen):
@@ -223,12 +240,18 @@ class Row(Frozen):
     accuracy: Accuracy | None = None
     difference: Difference | None = None
     agreement: float | None = Field(None, description="share of predictions equal to the reference's, 0 to 1")
-    latency: Latency | None = None
+    classes: tuple[ClassSlice, ...] = Field((), description="by true label, worst difference first")
+    latency: Latency | None = Field(None, description="model only")
     speedups: dict[str, Speedup] = Field(default_factory=dict, description="name of the baseline -> ratio")
+    end_to_end: EndToEnd | None = None
     throughput_per_s: float | None = Field(None, description="inputs per second, measured in batches")
     throughput_batch: int | None = Field(None, description="inputs per batch of the throughput")
     load_ms: float | None = Field(None, description="opening the artifact")
     first_ms: float | None = Field(None, description="first inference after opening")
+    throughputs: tuple[ThroughputPoint, ...] = Field((), description="sweep over batches and streams")
+    scenarios: tuple[ScenarioResult, ...] = ()
+    energy: Energy | None = None
+    memory: Memory | None = None
     peak_rss_bytes: int | None = Field(None, description="peak resident memory of the measuring process")
     import_rss_bytes: int | None = Field(None, description="resident memory before the artifact was opened")
     size_bytes: int | None = Field(None, description="graph and weights on disk")
@@ -280,19 +303,6 @@ class StudentMatch(Frozen):
     winner: Family | None = Field(None, description="whose score is better beyond the interval; null if neither's")
 
 
-class Environment(Frozen):
-    cpu: str
-    flags: tuple[str, ...] = Field((), description="instruction sets that matter (avx2, avx512_vnni)")
-    cores: int | None = Field(None, description="cores that the process may use")
-    memory_bytes: int | None = None
-    gpu: str | None = None
-    os: str
-    python: str
-    packages: dict[str, str] = Field(default_factory=dict, description="distribution -> version")
-    warnings: tuple[str, ...] = ()
-    notes: dict[str, str] = Field(default_factory=dict, description="anything else, label -> value")
-
-
 class Reproduce(Frozen):
     commands: tuple[str, ...]
     recipe: str = Field(description="YAML of the resolved recipe, variables unexpanded")
@@ -313,6 +323,7 @@ class Report(Frozen):
     data: Data
     targets: tuple[TargetRecord, ...]
     rows: tuple[Row, ...]
+    stages: tuple[Stage, ...] = Field((), description="from the model to the artifact to ship, target by target")
     searches: tuple[LatencySearch, ...] = ()
     int8: tuple[Int8Search, ...] = ()
     students: tuple[StudentMatch, ...] = ()
@@ -320,4 +331,5 @@ class Report(Frozen):
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")
     environment: Environment
     reproduce: Reproduce
+    examples: tuple[ChangedExample, ...] = Field((), description="dataset text: empty unless it was asked for")
     limits: tuple[str, ...] = Field((), description="sentences that a reader must know before trusting a number")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.bench.statistics import paired_difference
-from compress.pipeline.rows import _resolved
+from compress.pipeline.scores import _resolved
 from compress.tasks.base import Score
 
 
