@@ -39,8 +39,10 @@ class Measurement(BaseModel):
     end_to_end_ms: list[list[list[float]]] = Field(
         default_factory=list, description="as samples_ms, on the second clock: preprocess, copy, run, decode"
     )
-    load_ms: float | None = Field(None, description="opening the artifact, libraries already imported")
-    first_ms: float | None = Field(None, description="the first inference")
+    load_ms: float | None = Field(
+        None, description="opening the artifact, libraries already imported; median of launches"
+    )
+    first_ms: float | None = Field(None, description="the first inference of a process; median of launches")
     import_rss_bytes: int | None = Field(None, description="resident after importing the runtime library")
     peak_rss_bytes: int | None = Field(None, description="largest resident set up to the end of the rounds")
     memory_phases: list[dict[str, Any]] = Field(
@@ -63,6 +65,9 @@ class Measurement(BaseModel):
     placement: dict[str, Any] = Field(default_factory=dict, description="operators by type, as the runtime tells")
     frameworks: list[str] = Field(default_factory=list, description="heavy packages loaded in the measuring process")
     warnings: list[str] = Field(default_factory=list)
+    not_measured: dict[str, str] = Field(
+        default_factory=dict, description='what an ok row lacks -> why: "throughput", "end_to_end"'
+    )
     outputs: np.ndarray | None = Field(
         None, exclude=True, repr=False, description="(n, labels) float32 of every example; not part of the JSON"
     )

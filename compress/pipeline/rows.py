@@ -71,7 +71,7 @@ def _row(
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
+        not_measured=m.not_measured if m.status == "ok" else {},
     )
 
 

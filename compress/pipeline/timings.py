@@ -13,16 +13,16 @@ from compress.report import model as report
 def latency_of(m: Measurement) -> report.Latency | None:
     if m.status != "ok" or not m.samples_ms:
         return None
-    samples = np.asarray(m.samples_ms, dtype=np.float64)  # (launches, rounds, inputs)
-    totals = samples.sum(axis=2).reshape(-1)
+    totals = np.array([sum(inputs) for launch in m.samples_ms for inputs in launch])
     flat = m.flat_ms
     return report.Latency(
         p50_ms=percentile(flat, 50),
         p90_ms=percentile(flat, 90),
         mean_ms=float(flat.mean()),
         cv=float(totals.std(ddof=1) / totals.mean()) if len(totals) > 1 else None,
-        inputs=samples.shape[2],
-        rounds=samples.shape[0] * samples.shape[1],
+        inputs=len(m.samples_ms[0][0]),
+        rounds=len(totals),
+        launches=len(m.samples_ms),
     )
 
 

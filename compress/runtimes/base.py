@@ -42,6 +42,10 @@ class Session(ABC):
         """Say which operators run in which precision on which provider; empty if unknown."""
         return {}
 
+    def memory(self) -> dict[str, int]:
+        """Return ``gpu_allocator_bytes``, the peak of the framework's own GPU allocator, where there is one."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - a hook, not every session holds something
         """Free what the session holds; closing again does nothing."""
 

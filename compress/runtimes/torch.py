@@ -77,6 +77,13 @@ class _TorchSession(Session):
     def placement(self) -> dict[str, object]:
         return {"device": str(self._device), "dtype": str(self._model.dtype).removeprefix("torch.")}
 
+    def memory(self) -> dict[str, int]:
+        import torch
+
+        if self._device.type != "cuda":
+            return {}
+        return {"gpu_allocator_bytes": int(torch.cuda.max_memory_allocated(self._device))}
+
     def close(self) -> None:
         import torch
 

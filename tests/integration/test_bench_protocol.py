@@ -21,7 +21,9 @@ from compress.data.encoded import Encoded
 from compress.errors import MissingCapabilityError, RunError, UsageError
 from compress.runtimes.target import Target, find_target
 
-TINY = MeasureSettings(inputs=6, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01)
+TINY = MeasureSettings(
+    inputs=6, launches=1, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01
+)
 MIB = 2**20
 ONE_THREAD = find_target("ort-cpu-1t")
 

@@ -221,7 +221,13 @@ def test_sensitivity_needs_the_float_model(lab, ran, tmp_path) -> None:
     assert call("sensitivity", f"{ran}:export", "--method", "other", code=2).stdout == ""
 
 
-SMALL = ("data.calibration.samples=8", "measure.targets=[ort-cpu-1t]", "measure.inputs=2", "measure.rounds=3")
+SMALL = (
+    "data.calibration.samples=8",
+    "measure.targets=[ort-cpu-1t]",
+    "measure.inputs=2",
+    "measure.rounds=3",
+    "measure.launches=1",
+)
 
 
 def test_run_takes_a_model_and_data_and_prints_the_recipe_it_chose(lab, ran, tmp_path) -> None:
