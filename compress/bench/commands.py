@@ -104,10 +104,11 @@ class Commands:
         return {"ms": [self._time(feed) for feed in self._prepare(indices, batch)]}
 
     def do_prepare_end_to_end(self, rows: str, batch: int = 1) -> dict[str, Any]:
-        """Read the sequence, open the artifact's own tokenizer or preprocessor once, and run everything untimed."""
+        """Read the sequence, open the artifact's own tokenizer or preprocessor once, and answer a window untimed."""
         task = task_from(self._task_options)
         self.attach_task(task, task.encoder(self._folder), load_rows(Path(rows)))
-        self.do_end_to_end(batch)
+        for start in range(0, min(WINDOW, len(self._rows)), batch):
+            self._answer(self._rows[start : start + batch])
         return {}
 
     def do_end_to_end(self, batch: int = 1) -> dict[str, Any]:

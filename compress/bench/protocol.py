@@ -115,7 +115,7 @@ class _Group:
         self.meter = None if self.plan.latency_only else find_meter(device)
         self.pace = Pace(settings, self.clock, second_clock=bool(rows))
         self.emit(
-            f"measuring {len(self.lanes)} artifacts side by side on {device}, {threads} threads: "
+            f"measuring {len(self.lanes)} artifacts side by side on {device}, {threads} thread{'s' * (threads > 1)}: "
             f"{settings.launches} launches, up to {settings.seconds:g} s of rounds in all"
         )
         for launch in range(settings.launches):

@@ -18,7 +18,8 @@ from compress.bench import idle, lane, protocol
 from compress.bench.launch import ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
-from compress.bench.rounds import half_widths, rotated
+from compress.bench.rounds import Pace, half_widths, rotated
+from compress.bench.statistics import ratio_of_totals
 from compress.data.encoded import Encoded
 from compress.pipeline.costs import costs_of
 from compress.runtimes.target import Target, find_target
@@ -295,6 +296,35 @@ def test_child_that_the_second_clock_kills_at_last_still_has_predicted(
     assert row.status == "ok"
     assert row.outputs is not None
     assert row.not_measured["throughput"] == "the measuring process had ended"
+
+
+def stopped_pair(rng: np.random.Generator, spread: float) -> tuple[list[Any], list[Any]]:
+    """Two equal artifacts whose rounds drift together and vary apart, for as long as a default pace lets them."""
+    pace, inputs = Pace(MeasureSettings(), lambda: 0.0), rng.uniform(1, 5, 20)
+    a: list[list[list[float]]] = []
+    b: list[list[list[float]]] = []
+    for _ in range(3):
+        a.append([])
+        b.append([])
+        pace.begin()
+        while not a[-1] or not pace.ends(len(a[-1]), lambda: [a, b]):
+            drift = np.exp(rng.normal(0, 0.05))
+            for side in (a, b):
+                side[-1].append(list(inputs * drift * np.exp(rng.normal(0, spread))))
+    return a, b
+
+
+def test_stopping_when_precise_keeps_the_coverage_of_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    held, lengths = 0, []
+    for _ in range(100):
+        a, b = stopped_pair(rng, spread=0.012)
+        ratio = ratio_of_totals(a, b, resamples=1000)
+        held += ratio.low <= 1 <= ratio.high
+        lengths += [len(launch) for launch in a]
+    assert held >= 88, "of 100 intervals of 95 %: fewer have a chance below 1 in 200"
+    assert 5 in lengths
+    assert max(lengths) > 5, "the rule was at work"
 
 
 class FakeMeter:
