@@ -10,7 +10,8 @@ import numpy as np
 from int8_peers_making import Candidate
 
 from compress.bench.measurement import Measurement
-from compress.bench.statistics import Interval, PairedDifference, paired_difference, percentile, ratio_of_totals
+from compress.bench.statistics import Interval, PairedDifference, paired_difference
+from compress.bench.timing_statistics import percentile, ratio_of_totals
 from compress.report.markdown import text
 from compress.tasks.base import Task
 

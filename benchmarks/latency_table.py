@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.bench.statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.models.families import Dimensions, dimensions, encoder_layers
 from compress.models.loading import load_torch
 from compress.models.structure import keep_units

@@ -33,7 +33,8 @@ import numpy as np
 from compress.artifact import Artifact, PassRecord, create_artifact
 from compress.bench.measurement import Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
-from compress.bench.statistics import paired_difference, ratio_of_totals
+from compress.bench.statistics import paired_difference
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.data.encoded import Encoded
 from compress.models.loading import load_torch
 from compress.quantization.calibration import calibrate

@@ -30,7 +30,8 @@ import peer_torch_pruning  # noqa: F401  (registers the pass)
 import yaml
 
 from compress.bench.measurement import Measurement
-from compress.bench.statistics import Interval, PairedDifference, paired_difference, ratio_of_totals
+from compress.bench.statistics import Interval, PairedDifference, paired_difference
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.pipeline.measuring import Measured, measure_run
 from compress.pipeline.planning import make_plan, onnx_baseline
 from compress.pipeline.running import RunState, run_steps

@@ -13,7 +13,7 @@ from compress.bench.settings import (
     PRECISE_ROUNDS,
     MeasureSettings,
 )
-from compress.bench.statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals
 
 Item = TypeVar("Item")
 Series = list[list[list[float]]]

@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies, differences and speed-ups. Everything is seeded and vectorised.
+"""Intervals and tests for accuracies and their differences. Everything is seeded and vectorised.
 
 Intervals are two-sided; resampling intervals are percentile bootstraps (Efron 1979).
 """
@@ -36,7 +36,7 @@ class PairedDifference:
         value, low, high: the difference with its interval, in the unit of the outcomes.
         n: number of examples.
         only_a, only_b: examples that only a, only b got right; None unless outcomes are 0 or 1.
-        p_value: exact McNemar test of "no difference"; None unless outcomes are 0 or 1.
+        p_value: of "no difference": McNemar's exact test where outcomes are 0 or 1, else the bootstrap's.
     """
 
     value: float
@@ -45,7 +45,7 @@ class PairedDifference:
     n: int
     only_a: int | None = None
     only_b: int | None = None
-    p_value: float | None = None
+    p_value: float = 1.0
 
 
 def wilson_interval(right: int, n: int, confidence: float = 0.95) -> Interval:
@@ -84,8 +84,8 @@ def paired_difference(
     _need(a.shape == b.shape and a.ndim == 1 and a.size > 0, "Outcomes are not paired.", f"{a.shape}, {b.shape}")
     n, value = a.size, float(np.mean(b) - np.mean(a))
     if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
-        low, high = _ends(_bootstrap_means(b - a, seed, resamples), confidence)
-        return PairedDifference(value, low, high, n)
+        means = _bootstrap_means(b - a, seed, resamples)
+        return PairedDifference(value, *_ends(means, confidence), n, p_value=_bootstrap_p(means))
     only_a, only_b = int(np.sum(a > b)), int(np.sum(b > a))
     p_a, p_b = (only_a + 0.5) / (n + 2), (only_b + 0.5) / (n + 2)
     half = _z(confidence) * math.sqrt((p_a + p_b - (p_b - p_a) ** 2) / (n + 2))
@@ -100,50 +100,6 @@ def mean_interval(
     values = np.asarray(values, dtype=np.float64)
     _need(values.ndim == 1 and values.size > 0, "There are no outcomes to average.", values.shape)
     return Interval(float(values.mean()), *_ends(_bootstrap_means(values, seed, resamples), confidence))
-
-
-def ratio_of_totals(
-    baseline: Sequence[Sequence[Sequence[float]]],
-    samples: Sequence[Sequence[Sequence[float]]],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-) -> Interval:
-    """Return total baseline time over total time, so 2.0 reads "twice as fast".
-
-    Both sides ran the same inputs, round by round. The interval resamples launches, then rounds inside each
-    drawn launch, keeping the two sides of a round together: what slowed the machine in one round slowed both.
-
-    Args:
-        baseline, samples: [launch][round][input] in ms; rounds that only one side has are left out.
-    """
-    pairs = [_round_totals(x, y) for x, y in zip(baseline, samples, strict=False)]
-    pairs = [pair for pair in pairs if pair.size]
-    _need(bool(pairs), "There is no round that both sides ran.", f"{len(baseline)} and {len(samples)} launches")
-    totals = sum((pair.sum(axis=1) for pair in pairs), np.zeros(2))
-    rng = np.random.default_rng(seed)
-    drawn_launches = rng.integers(0, len(pairs), (resamples, len(pairs)))
-    drawn = np.zeros((2, resamples))
-    for slot in range(len(pairs)):
-        for launch, pair in enumerate(pairs):
-            chosen = np.flatnonzero(drawn_launches[:, slot] == launch)
-            rounds = rng.integers(0, pair.shape[1], (chosen.size, pair.shape[1]))
-            drawn[:, chosen] += pair[:, rounds].sum(axis=2)
-    return Interval(float(totals[0] / totals[1]), *_ends(drawn[0] / drawn[1], confidence))
-
-
-def percentile(samples: np.ndarray, q: float) -> float:
-    """Return the q-th percentile (0..100), interpolated linearly between order statistics (Hyndman-Fan type 7)."""
-    return float(np.percentile(np.asarray(samples, dtype=np.float64), q, method="linear"))
-
-
-def samples_for_percentile(q: float, confidence: float = 0.99) -> int:
-    """Return how many samples it takes until one lies above the q-th percentile with this confidence.
-
-    ``n >= ln(1 - confidence) / ln(q / 100)``: 44 for p90, 459 for p99. With fewer, do not print it.
-    """
-    return math.ceil(math.log(1 - confidence) / math.log(q / 100))
 
 
 def needed_n(discordant_rate: float, difference: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
@@ -166,9 +122,50 @@ def needed_n(discordant_rate: float, difference: float, *, power: float = 0.8, c
     return math.ceil((spread / difference) ** 2)
 
 
-def _round_totals(baseline: Sequence[Sequence[float]], samples: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return (2, rounds): the total of each round that both sides ran."""
-    return np.array([[sum(x), sum(y)] for x, y in zip(baseline, samples, strict=False)]).reshape(-1, 2).T
+def needed_n_of_mean(deviation: float, difference: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
+    """Return how many paired examples resolve a difference of means: ``n = ((z_conf + z_power) s / D)^2``.
+
+    Args:
+        deviation: standard deviation s of the differences of single examples.
+        difference: the difference D to detect, in the same unit.
+    """
+    _need(difference != 0 and deviation >= 0, "There is no difference to detect.", f"{difference} with {deviation}")
+    return max(1, math.ceil(((_z(confidence) + NormalDist().inv_cdf(power)) * deviation / difference) ** 2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for being the smallest of several (Holm 1979), in the given order.
+
+    Where all hypotheses hold, one of them falls below 0.05 in at most 5 % of such families: the k-th smallest of m
+    is multiplied by m - k + 1, never falls below the one before it, and is at most 1.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, equation 3).
+
+    ``sum_b n_b / n |share right in b - mean confidence in b|`` over bins ``((b - 1) / bins, b / bins]``. It is
+    biased upwards where bins hold few examples.
+
+    Args:
+        confidences: (n,) probability of the predicted label.
+        right: (n,) 1 where that label is the true one, else 0.
+    """
+    confidences, right = np.asarray(confidences, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    _need(
+        confidences.shape == right.shape and confidences.ndim == 1 and confidences.size > 0,
+        "Confidences and outcomes do not belong together.",
+        f"{confidences.shape}, {right.shape}",
+    )
+    which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(which, weights=right - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / confidences.size)
 
 
 def _bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
@@ -183,6 +180,12 @@ def _bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarra
         values[rng.integers(0, n, (min(rows, resamples - done), n))].mean(axis=1) for done in range(0, resamples, rows)
     ]
     return np.concatenate(parts)
+
+
+def _bootstrap_p(means: np.ndarray) -> float:
+    """Return twice the smaller share of resampled means on either side of zero (Davison and Hinkley 1997, 4.2)."""
+    less, more = int(np.sum(means <= 0)), int(np.sum(means >= 0))
+    return min(1.0, 2 * (min(less, more) + 1) / (means.size + 1))
 
 
 def _ends(estimates: np.ndarray, confidence: float) -> tuple[float, float]:

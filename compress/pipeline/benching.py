@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from compress.artifact import Artifact, open_artifact
 from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.bench.settings import MeasureSettings
-from compress.bench.statistics import paired_difference, percentile, ratio_of_totals
+from compress.bench.statistics import paired_difference
+from compress.bench.timing_statistics import percentile, ratio_of_totals
 from compress.data.sources import read_rows
 from compress.errors import UsageError
 from compress.passes.base import Progress
@@ -129,7 +131,9 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, ans
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
     if m.status == "ok" and beside.status == "ok" and m is not beside:
         ratio = ratio_of_totals(beside.samples_ms, m.samples_ms)
-        fields |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
+        fields["speedup"] = ratio.value
+        if math.isfinite(ratio.high):
+            fields |= {"speedup_low": ratio.low, "speedup_high": ratio.high}
     if m.status == "ok":
         fields["p50_ms"] = percentile(m.flat_ms, 50)
     return BenchRow(

@@ -11,8 +11,8 @@ from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
-from compress.pipeline.scores import accuracy_of, difference, score_of
-from compress.pipeline.timings import latency_of, speedup_over
+from compress.pipeline.scores import accuracy_of, classes_of, difference, score_of
+from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
 from compress.quantization.isa import isa_name
 from compress.report import model as report
 from compress.runtimes.target import Target
@@ -29,14 +29,19 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
     for cell, measurement in by_cell.items():
         target = targets[measurement.target]
         group = measured.baselines.get((target.device, target.threads), ())
-        speedups = {
-            b.name: speedup_over(b, by_cell.get((b.step, b.target.name)), measurement)
-            for b in group
-            if (b.step, b.target.name) in by_cell
-        }
-        row = _row(state, measurement, target, scores[cell], {k: v for k, v in speedups.items() if v is not None})
+        row = _row(state, measurement, target, scores[cell])
+        if row.status == "ok":
+            times = {
+                "speedups": speedups_of(measurement, group, by_cell),
+                "end_to_end": end_to_end_of(measurement, group, by_cell),
+            }
+            row = row.model_copy(update=times)
         if reference is not None and row.status == "ok":
             row = row.model_copy(update=_against(state, by_cell, scores, reference, cell))
+        if row.step in (*state.plan.leaves, state.plan.reference) and measured.answers is not None:
+            base = None if reference is None or cell == reference else scores[reference]
+            classes = classes_of(state.task.labels, measured.answers, scores[cell], base)
+            row = row.model_copy(update={"classes": classes})
         rows.append(row.model_copy(update={"findings": tuple(findings(row))}))
     return _mark_pareto(rows)
 
@@ -52,9 +57,7 @@ def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measureme
     return None
 
 
-def _row(
-    state: RunState, m: Measurement, target: Target, score: Score | None, speedups: dict[str, report.Speedup]
-) -> report.Row:
+def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -> report.Row:
     planned = state.outcomes[m.subject]
     return report.Row(
         step=m.subject,
@@ -65,9 +68,8 @@ def _row(
         isa=isa_name() if target.device == "cpu" else None,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
-        accuracy=None if score is None else accuracy_of(score),
+        accuracy=None if score is None else accuracy_of(score, m.outputs),
         latency=latency_of(m),
-        speedups=speedups,
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compress.bench.protocol import Measurement
-from compress.bench.statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.models.families import dimensions
 from compress.pipeline.lineage import family, precision, same_widths
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import onnx_baseline
 from compress.pipeline.running import RunState
+from compress.pipeline.timings import speedup_record
 from compress.report import model as report
 
 TIMED = {"speedup", "latency_ms"}
@@ -102,7 +103,7 @@ class _Comparison(NamedTuple):
         ratio = ratio_of_totals(self.dense.samples_ms, self.row.samples_ms)
         against = report.Baseline(step=self.dense.subject, target=self.dense.target)
         fields |= {
-            "measured": report.Speedup(ratio=ratio.value, low=ratio.low, high=ratio.high, against=against),
+            "measured": speedup_record(ratio, against),
             "error": ratio.value / predicted - 1.0,
         }
         if not TIMED & set(budget):

@@ -49,7 +49,7 @@ def _contenders(state: RunState, measured: Measured, target: str) -> Iterator[_C
 
 def _match(target: str, student: _Contender, pruned: list[_Contender]) -> report.StudentMatch:
     nearest = min(pruned, key=lambda rival: abs(np.log(rival.ms / student.ms)))
-    change = difference(nearest.step, nearest.score, student.score)
+    change = difference(nearest.step, nearest.score, student.score, nearest.step)
     return report.StudentMatch(
         target=target,
         student=student.step,

@@ -20,6 +20,7 @@ from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.scores import PERCENT
 from compress.pipeline.searches import latency_searches, widths
 from compress.pipeline.sensitivities import sensitivity_records
+from compress.pipeline.stages import stages
 from compress.pipeline.students import student_matches
 from compress.pipeline.verdict import choose
 from compress.report import model as report
@@ -37,17 +38,19 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
     """
     recipe = state.recipe
     rows = build_rows(state, measured)
+    verdict = choose(state, measured, rows)
     return report.Report(
         version=__version__,
         title=recipe.description or recipe.name,
         recipe=recipe.name,
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        verdict=choose(state, measured, rows),
+        verdict=verdict,
         subject=_subject(state),
         steps=tuple(_steps(state)),
         data=_data(state, measured.split),
         targets=tuple(_target(target) for target in measured.targets),
         rows=tuple(rows),
+        stages=tuple(stages(state, measured, rows, verdict)),
         searches=tuple(latency_searches(state, measured)),
         int8=tuple(int8_searches(state)),
         students=tuple(student_matches(state, measured)),

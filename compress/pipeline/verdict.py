@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
-from compress.report.model import Deliverable, Row, Verdict
+from compress.report import numbers
+from compress.report.model import Deliverable, Difference, Row, Verdict
 
 
 def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
@@ -38,7 +39,8 @@ def _verdict(
             if compared
             else f"No verdict: no baseline was measured beside the deliverables on {target}."
         )
-        why = tuple(f"{row.step}: {finding}" for row in compared for finding in row.findings)
+        why = tuple(f"{row.step}: {_speed(row, baseline)}." for row in compared)
+        why += tuple(f"{row.step}: {finding}" for row in compared for finding in row.findings)
         return Verdict(target=target, headline=headline, reasons=why, deliverables=deliverables)
     proven = [row for row in faster if _proven(state, row)]
     best = max(proven or faster, key=lambda row: _ratio(row, baseline))
@@ -54,8 +56,9 @@ def _verdict(
         for row in faster
         if proven and row not in proven and _ratio(row, baseline) > _ratio(best, baseline)
     ]
+    reasons.append(f"Speed: {_speed(best, baseline)}{_steadiness(best)}.")
     if best.difference is not None:
-        reasons.append(f"Its accuracy on {split}, paired with the reference: {best.difference.text}.")
+        reasons.append(f"Accuracy on {split}: {_accuracy(best.difference)}.")
     return Verdict(
         step=best.step, target=target, headline=headline + ".", reasons=tuple(reasons), deliverables=deliverables
     )
@@ -78,6 +81,32 @@ def _rank(state: RunState, best: Row, proven: Sequence[Row], faster: Sequence[Ro
 
 def _ratio(row: Row, baseline: str) -> float:
     return row.speedups[baseline].ratio if baseline in row.speedups else 0.0
+
+
+def _speed(row: Row, baseline: str) -> str:
+    """Return ``2.59 times as fast as torch FP32 [2.55, 2.63]: faster``."""
+    it = row.speedups[baseline]
+    ends = numbers.interval(it.low, it.high)
+    return f"{it.ratio:.2f} times as fast as {baseline} {ends or '(one round: no interval)'}" + (
+        f": {it.text}" if it.text else ""
+    )
+
+
+def _steadiness(row: Row) -> str:
+    """Say how sure the times are: over how many launches and rounds, and whether these were steady."""
+    it = row.latency
+    if it is None:
+        return ""
+    launches = f"{it.launches} launches" if it.launches > 1 else "1 launch, whose spread is not in the interval"
+    verdict = f", {it.stability}" if it.stability else ""
+    return f"; {it.rounds} rounds over {it.inputs} inputs in {launches}{verdict}"
+
+
+def _accuracy(it: Difference) -> str:
+    """Return ``−0.40 points [−1.30, +0.50] against the reference on the same examples; not resolvable at ...``."""
+    size = f"{numbers.points(it.points, it.unit)}{' points' if it.unit == 'percent' else ''}"
+    ends = numbers.points_interval(it.low, it.high, it.unit)
+    return f"{size} {ends} against the reference on the same examples; {it.text}"
 
 
 def _size(state: RunState, step: str) -> str:

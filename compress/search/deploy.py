@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.artifact import Artifact, PassRecord, create_artifact
 from compress.bench.protocol import Emit, Measurement, MeasureSettings, Subject, measure, silent
-from compress.bench.statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.data.encoded import Encoded
 from compress.errors import MissingCapabilityError, RunError, UsageError
 from compress.runtimes.base import runtimes

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from compress.bench.statistics import (
+    calibration_error,
+    holm,
     mcnemar_p,
     mean_interval,
     needed_n,
+    needed_n_of_mean,
     paired_difference,
-    percentile,
-    ratio_of_totals,
-    samples_for_percentile,
     wilson_interval,
 )
 from compress.errors import CompressError
@@ -90,7 +90,8 @@ def test_paired_difference_of_errors_is_a_seeded_bootstrap() -> None:
     found = paired_difference(a, b, seed=5)
     assert found == paired_difference(a, b, seed=5)
     assert found != paired_difference(a, b, seed=6)
-    assert (found.p_value, found.only_a) == (None, None)
+    assert found.only_a is None
+    assert found.p_value == pytest.approx(2 / 10_001)
     assert found.value == pytest.approx((b - a).mean())
     half = 1.96 * (b - a).std() / math.sqrt(300)
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.004)
@@ -117,72 +118,6 @@ def test_mean_interval_covers_the_truth() -> None:
     assert 0.90 <= np.mean([low <= 1.0 <= high for _, low, high in found]) <= 0.98
 
 
-def test_ratio_is_of_total_times_and_has_no_width_when_rounds_agree() -> None:
-    baseline = [[[4.0, 8.0], [4.0, 8.0], [4.0, 8.0]]]
-    samples = [[[1.0, 3.0], [1.0, 3.0], [1.0, 3.0]]]
-    assert ratio_of_totals(baseline, samples) == pytest.approx((3.0, 3.0, 3.0))
-
-
-def test_ratio_keeps_the_sides_of_a_round_together() -> None:
-    slow = np.linspace(1, 3, 9)
-    baseline, samples = [[[2 * s] for s in slow]], [[[s] for s in slow]]
-    assert ratio_of_totals(baseline, samples) == pytest.approx((2.0, 2.0, 2.0))
-    shuffled = [[[s] for s in slow[::-1]]]
-    found = ratio_of_totals(baseline, shuffled)
-    assert found.high - found.low > 0.3
-
-
-def test_ratio_interval_by_enumeration_of_rounds_and_launches() -> None:
-    baseline, samples = [[[3.0], [5.0]], [[4.0], [4.0]]], [[[1.0], [2.0]], [[2.0], [3.0]]]
-    per_launch = [
-        [np.sum([[b[i][0], s[i][0]] for i in rounds], axis=0) for rounds in itertools.product(range(2), repeat=2)]
-        for b, s in zip(baseline, samples, strict=True)
-    ]
-    every = [
-        np.add(x, y)
-        for first, second in itertools.product(range(2), repeat=2)
-        for x, y in itertools.product(per_launch[first], per_launch[second])
-    ]
-    exact = np.quantile([x / y for x, y in every], [0.1, 0.9], method="inverted_cdf")
-    found = ratio_of_totals(baseline, samples, resamples=40_000, confidence=0.8)
-    assert (found.value, found.low, found.high) == pytest.approx((16 / 8, *exact))
-
-
-def test_ratio_shows_the_spread_between_launches() -> None:
-    one = [[[2.0]] * 5, [[2.0]] * 5, [[2.0]] * 5]
-    other = [[[1.0]] * 5, [[1.25]] * 5, [[0.8]] * 5]
-    found = ratio_of_totals(one, other)
-    assert found.low == pytest.approx(2 / 1.25, abs=0.01)
-    assert found.high == pytest.approx(2 / 0.8, abs=0.01)
-
-
-def test_ratio_leaves_out_rounds_that_one_side_lacks() -> None:
-    found = ratio_of_totals([[[2.0], [2.0], [99.0]], [[2.0]]], [[[1.0], [1.0]]])
-    assert found == pytest.approx((2.0, 2.0, 2.0))
-    with pytest.raises(CompressError, match="no round"):
-        ratio_of_totals([[[1.0]]], [[]])
-
-
-def test_ratio_covers_the_truth() -> None:
-    rng, covered = np.random.default_rng(4), 0
-    for trial in range(300):
-        drift = rng.lognormal(0, 0.3, (12, 1))
-        baseline = 3.0 * drift * rng.lognormal(0, 0.05, (12, 1))
-        samples = 2.0 * drift * rng.lognormal(0, 0.05, (12, 1))
-        found = ratio_of_totals([baseline.tolist()], [samples.tolist()], seed=trial, resamples=400)
-        covered += found.low <= 1.5 <= found.high
-    assert 0.86 <= covered / 300 <= 0.98
-
-
-def test_percentile_interpolates_linearly() -> None:
-    samples = np.array([4.0, 1.0, 3.0, 2.0])
-    assert [percentile(samples, q) for q in (0, 50, 90, 100)] == pytest.approx([1.0, 2.5, 3.7, 4.0])
-
-
-def test_samples_for_percentile_matches_the_table() -> None:
-    assert [samples_for_percentile(q) for q in (90, 95, 99, 99.9)] == [44, 90, 459, 4603]
-
-
 def test_needed_n_gives_the_power_that_it_promises() -> None:
     n = needed_n(0.06, 0.02)
     rng, trials = np.random.default_rng(5), 1500
@@ -191,6 +126,71 @@ def test_needed_n_gives_the_power_that_it_promises() -> None:
     assert np.mean(z > 1.96) == pytest.approx(0.8, abs=0.04)
     assert needed_n(0.06, -0.02) == n
     assert needed_n(0.06, 0.01) > 3 * n
+
+
+def test_the_bootstrap_p_is_that_of_a_t_test_and_uniform_without_a_difference() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(1.0, 0.2, 200), rng.normal(1.03, 0.2, 200)
+    assert paired_difference(a, b).p_value == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+    null = [paired_difference(*rng.normal(size=(2, 60)), seed=i, resamples=400).p_value for i in range(400)]
+    assert np.mean(np.array(null) < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(null) == pytest.approx(0.5, abs=0.06)
+
+
+def test_needed_n_of_mean_gives_the_power_that_it_promises() -> None:
+    n, rng = needed_n_of_mean(2.0, 0.5), np.random.default_rng(7)
+    draws = rng.normal(0.5, 2.0, (2000, n))
+    z = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / math.sqrt(n))
+    assert np.mean(z > 1.96) == pytest.approx(0.8, abs=0.04)
+    assert needed_n_of_mean(2.0, -0.5) == n == math.ceil((1.959964 + 0.841621) ** 2 * 16)
+
+
+def test_holm_by_his_own_rule_and_a_worked_example() -> None:
+    """Reject in order while p(k) <= alpha / (m - k + 1): an adjusted p below alpha says the same."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    rng = np.random.default_rng(8)
+    for _ in range(200):
+        values, alpha = rng.random(6) ** 3, 0.05
+        kept = []
+        for k, i in enumerate(np.argsort(values)):
+            if values[i] > alpha / (6 - k):
+                break
+            kept.append(i)
+        assert {i for i, p in enumerate(holm(list(values))) if p <= alpha} == set(kept)
+    assert holm([]) == []
+
+
+def test_holm_makes_a_chance_finding_in_one_family_of_twenty() -> None:
+    families = np.random.default_rng(9).random((2000, 77))
+    assert np.mean([min(holm(list(family))) < 0.05 for family in families]) == pytest.approx(0.05, abs=0.015)
+    assert np.mean(families.min(axis=1) < 0.05) > 0.95
+
+
+def test_calibration_error_by_hand() -> None:
+    """Bins of 15: (0.6, 0.667] holds 0.65 twice, (0.867, 0.933] holds 0.9 and 0.92."""
+    found = calibration_error(np.array([0.65, 0.65, 0.9, 0.92]), np.array([1.0, 0.0, 1.0, 1.0]))
+    assert found == pytest.approx(0.5 * abs(0.5 - 0.65) + 0.5 * abs(1.0 - 0.91))
+    assert calibration_error(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx(0.5)
+
+
+def test_calibration_error_equals_a_loop_over_the_bins() -> None:
+    rng = np.random.default_rng(10)
+    confidences = np.concatenate([rng.uniform(0.2, 1.0, 500), np.arange(1, 16) / 15])
+    right = (rng.random(515) < 0.7).astype(float)
+    total = 0.0
+    for b in range(15):
+        inside = (confidences > b / 15) & (confidences <= (b + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
+    assert calibration_error(confidences, right) == pytest.approx(total)
+
+
+def test_a_calibrated_model_has_no_calibration_error_to_speak_of() -> None:
+    rng = np.random.default_rng(11)
+    confidences = rng.uniform(0.5, 1.0, 200_000)
+    right = (rng.random(200_000) < confidences).astype(float)
+    assert calibration_error(confidences, right) < 0.005
+    assert calibration_error(np.minimum(confidences + 0.1, 1.0), right) == pytest.approx(0.09, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,8 @@ def test_needed_n_gives_the_power_that_it_promises() -> None:
         lambda: mean_interval(np.array([])),
         lambda: needed_n(0.01, 0.02),
         lambda: needed_n(0.01, 0.0),
+        lambda: needed_n_of_mean(1.0, 0.0),
+        lambda: calibration_error(np.ones(2), np.ones(3)),
     ],
 )
 def test_impossible_questions_are_refused(call) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.bench.statistics import paired_difference, ratio_of_totals
+from compress.bench.statistics import paired_difference
+from compress.bench.timing_statistics import ratio_of_totals
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

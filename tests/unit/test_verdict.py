@@ -7,7 +7,7 @@ import pytest
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import ONNX
 from compress.pipeline.verdict import choose
-from compress.report.model import Latency, Row, Speedup
+from compress.report.model import Difference, Latency, Row, Speedup
 
 
 def gate(verdict: str) -> GateResult:
@@ -82,3 +82,26 @@ def test_without_a_baseline_there_is_no_verdict(judge):
 
 def test_nothing_measured(judge):
     assert judge([], {"a": "pass"}).headline.startswith("Nothing may ship")
+
+
+def test_the_reasons_say_how_sure_we_are_of_speed_and_accuracy(judge):
+    latency = Latency(p50_ms=1.0, inputs=100, rounds=21, launches=3, stability="stable")
+    text = "not resolvable at N = 910; about 4,000 examples would"
+    change = Difference(baseline="model", points=-0.4, low=-1.3, high=0.5, text=text)
+    sure = row("a", 2.0, 1.9).model_copy(update={"latency": latency, "difference": change})
+    fast = sure.speedups[ONNX].model_copy(update={"text": "faster"})
+    reasons = judge([sure.model_copy(update={"speedups": {ONNX: fast}})], {"a": "pass"}).reasons
+    assert reasons[1:] == (
+        f"Speed: 2.00 times as fast as {ONNX} [1.90, 2.10]: faster; 21 rounds over 100 inputs in 3 launches, stable.",
+        f"Accuracy on test: −0.40 points [−1.30, +0.50] against the reference on the same examples; {text}.",
+    )
+
+
+def test_one_launch_says_what_its_interval_lacks(judge):
+    reasons = judge([row("a", 2.0, 1.9)], {"a": "pass"}).reasons
+    assert "in 1 launch, whose spread is not in the interval" in reasons[1]
+
+
+def test_what_is_not_faster_is_listed_with_its_interval(judge):
+    reasons = judge([row("a", 1.01, 0.97)], {"a": "pass"}).reasons
+    assert reasons == (f"a: 1.01 times as fast as {ONNX} [0.97, 1.05].",)
