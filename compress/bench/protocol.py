@@ -4,8 +4,9 @@ Subjects whose targets share a device and a number of threads form one group, so
 is as fair as one between two artifacts. For each group: open each artifact in a fresh child, warm it up, then run
 rounds A B C, B C A, C A B over one seeded sequence of real inputs. While one child is timed the others wait on their
 standard input, so they use no processor, and slow drift of the machine falls on all of them alike. Then, one child
-after another: peak memory, predictions of every example, throughput, operator placement. A child that fails leaves a
-row with the reason.
+after another: peak memory, predictions of every example, operator placement; last, what may need more memory than a
+single input: throughput, see ``sweep``, and scenarios, see ``scenarios``. A child that fails leaves a row with the
+reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from compress.bench.environment import busy_warnings
 from compress.bench.launch import Child, ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.settings import MINIMUM_ROUNDS, MeasureSettings
+from compress.bench.sweep import measure_throughput
 from compress.data.encoded import Encoded
 from compress.errors import RunError, UsageError
 from compress.runtimes.base import runtimes
@@ -138,8 +140,10 @@ def _measure_group(
             _run_rounds(lanes, plan, emit=emit, clock=clock)
             last = launch == settings.launches - 1 and not plan.latency_only
             for number, lane in enumerate(lanes if last else ()):
-                lane.finish(plan.sequence, settings, folder / "outputs.npy")
-                emit("measuring: memory, predictions, throughput", number + 1, len(lanes))
+                lane.finish(folder / "outputs.npy")
+                emit("measuring: memory, predictions", number + 1, len(lanes))
+            if last:
+                measure_throughput(lanes, plan.sequence, settings, emit)
 
 
 @dataclass(frozen=True)
@@ -260,32 +264,24 @@ class _Lane:
         if answer:
             self.samples[-1].append(answer["ms"])
 
-    def finish(self, sequence: Sequence[int], settings: MeasureSettings, out: Path) -> None:
-        """Take what is not latency. Peak memory comes first; what may need more than a single input comes last."""
+    def finish(self, out: Path) -> None:
+        """Take what is not latency and needs one input at a time; peak memory comes first."""
         self.facts |= self.ask("memory") or {}
         peak, limit = self.facts.get("peak_rss_bytes"), self.target.memory_bytes
         if limit and peak and self.facts["memory_limit_by"] == "checked afterwards" and peak > limit:
             self.stopped("oom", f"peak of {peak / 2**20:.0f} MiB above the limit of {limit / 2**20:g} MiB")
         if self.ask("predict", out=str(out), batch=1):
             self.facts["outputs"] = np.load(out, allow_pickle=False)
-            self._finish_optional(sequence, settings)
+            self._finish_optional()
 
-    def _finish_optional(self, sequence: Sequence[int], settings: MeasureSettings) -> None:
-        """Throughput and placement: a failure here is a warning, since single inputs were served in full."""
-        batch, seconds = settings.throughput_batch, settings.throughput_seconds
-        jobs: Mapping[str, dict[str, Any]] = {
-            "throughput": {"indices": list(sequence), "batch": batch, "seconds": seconds},
-            "placement": {},
-        }
-        for op, job in jobs.items():
-            if self.child is None or not self.child.alive:
-                return
-            try:
-                self.facts |= self.child.ask(op, **job)
-            except ChildError as error:
-                self.warnings.append(error.reason)
-        if "throughput_per_s" in self.facts:
-            self.facts["throughput_batch"] = batch
+    def _finish_optional(self) -> None:
+        """Placement: a failure here is a warning, since single inputs were served in full."""
+        if self.child is None or not self.child.alive:
+            return
+        try:
+            self.facts |= self.child.ask("placement")
+        except ChildError as error:
+            self.warnings.append(error.reason)
 
     def measurement(self, sequence: Sequence[int]) -> Measurement:
         """Build the row. A launch without a single round is dropped from the samples."""

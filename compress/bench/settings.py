@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MINIMUM_ROUNDS = 3
 """Rounds that are run however little time there is: a ratio of fewer has no interval worth printing."""
+THROUGHPUT_REPEATS = 6
+"""Repetitions of a point of the throughput sweep: the fewest whose range covers the median in 95 of 100 cases."""
 
 
 class MeasureSettings(BaseModel):
@@ -27,5 +29,15 @@ class MeasureSettings(BaseModel):
     )
     launches: int = Field(1, ge=1, description="fresh sets of processes; more than one shows the spread between them")
     warmup_seconds: float = Field(0.5, ge=0, description="least time each artifact runs before it is timed")
-    throughput_batch: int = Field(16, ge=1, description="batch size of the throughput measurement")
-    throughput_seconds: float = Field(2.0, gt=0, description="time for the throughput of each artifact")
+    throughput_batch: int = Field(
+        16, ge=1, description="batch size of the throughput that rows state; always a point of the sweep"
+    )
+    throughput_batches: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 4, 16, 64], description="batch sizes of the throughput sweep"
+    )
+    throughput_streams: list[Annotated[int, Field(ge=1)]] = Field(
+        [1], description="batches in flight at once: the sweep runs every batch size with each of these"
+    )
+    throughput_seconds: float = Field(
+        2.0, gt=0, description=f"time for one point of one artifact, over its {THROUGHPUT_REPEATS} repetitions"
+    )

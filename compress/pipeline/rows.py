@@ -12,6 +12,7 @@ from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
 from compress.pipeline.scores import accuracy_of, difference, score_of
+from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import latency_of, speedup_over
 from compress.quantization.isa import isa_name
 from compress.report import model as report
@@ -71,7 +72,7 @@ def _row(
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
+        not_measured=missing_throughputs(m),
     )
 
 

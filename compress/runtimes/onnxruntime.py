@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from compress.errors import ModelError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
 from compress.runtimes.onnx_placement import describe
+from compress.runtimes.streams import run_concurrently
 from compress.runtimes.target import Target
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -88,6 +89,17 @@ class _OnnxSession(Session):
         arrays = self._sessions[graph].run(None, feeds)
         return {n: np.asarray(a, dtype=np.float32) for n, a in zip(self._outputs[graph], arrays, strict=True)}
 
+    def stream(self, streams: int) -> Callable[[Iterable[Mapping[str, np.ndarray]]], None]:
+        """Open one session that several threads call; they and its own threads together are the target's number."""
+        if streams == 1:
+            return super().stream(streams)
+        session = _open(self._files["model"], self._target, threads=max(1, thread_count(self._target) - streams + 1))
+
+        def run_one(batch: Mapping[str, np.ndarray]) -> None:
+            session.run(None, {name: batch[name] for name in self._inputs["model"]})
+
+        return lambda batches: run_concurrently(run_one, batches, streams)
+
     def placement(self) -> dict[str, Any]:
         """Describe the optimized graph, see ``onnx_placement``; under a memory limit only name the providers.
 
@@ -105,11 +117,11 @@ class _OnnxSession(Session):
         self._sessions.clear()
 
 
-def _open(path: Path, target: Target, optimized: Path | None = None) -> Any:
+def _open(path: Path, target: Target, optimized: Path | None = None, threads: int | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = thread_count(target)
+    options.intra_op_num_threads = threads or thread_count(target)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -58,7 +58,8 @@ class FakeChild:
             "round": {"ms": [1.0] * len(job.get("indices", ()))},
             "memory": {"peak_rss_bytes": 20, "frameworks": []},
             "predict": {"examples": 24},
-            "throughput": {"throughput_per_s": 5.0},
+            "throughput_prepare": {},
+            "throughput": {"per_s": 5.0, "seconds": 0.1},
             "placement": {"placement": {"providers": ["CPU"]}},
         }[op]
 
@@ -85,9 +86,10 @@ def test_rounds_interleave_and_rotate(fake: type[FakeChild], subjects: list[Subj
     rows = measure(subjects, settings=settings, work=tmp_path, clock=lambda: 0.0)
     assert rounds(fake.log) == "abcbcacababc"
     assert [name for name, op in fake.log if op in {"open", "warmup"}] == ["a", "a", "b", "b", "c", "c"]
-    tail = fake.log[-12:]
-    assert tail[:4] == [("a", "memory"), ("a", "predict"), ("a", "throughput"), ("a", "placement")]
-    assert [name for name, _ in tail] == list("aaaabbbbcccc")
+    begun = fake.log.index(("a", "memory"))
+    assert fake.log[begun : begun + 3] == [("a", "memory"), ("a", "predict"), ("a", "placement")]
+    assert [name for name, _ in fake.log[begun : begun + 9]] == list("aaabbbccc")
+    assert {op for _, op in fake.log[begun + 9 :]} == {"throughput_prepare", "throughput"}
     assert [np.array(row.samples_ms).shape for row in rows] == [(1, 4, 5)] * 3
     assert rows[0].warnings == ["busy"]
     assert rows[2].warnings == ["busy", "launch 1: latency had not settled when warm-up ended"]
@@ -145,8 +147,8 @@ def test_memory_that_runs_out_in_a_batch_is_a_warning(
     row = measure(subjects[:1], settings=settings, work=tmp_path)[0]
     assert (row.status, row.throughput_per_s, row.throughput_batch) == ("ok", None, None)
     assert row.outputs is not None
-    assert row.warnings[-1].startswith("throughput: killed")
-    assert ("a", "placement") not in fake.log
+    assert row.warnings[-1] == "throughput of batch 1: killed at the memory limit of 512 MiB"
+    assert {point["reason"][:9] for point in row.throughputs} == {"killed at", "not tried"}
 
 
 def test_sequence_is_seeded_and_never_longer_than_the_split(
