@@ -103,6 +103,12 @@ class Commands:
         """Time one repetition of that point."""
         return self._repeater.repeat(seconds)
 
+    def do_scenario(self, scenario: str, indices: Sequence[int], **job: Any) -> dict[str, Any]:
+        """Run one MLPerf-style scenario, see ``loadgen.Driver``."""
+        from compress.bench.loadgen import Driver
+
+        return Driver(self._session, self._encoded, indices).run(scenario, **job)
+
     def do_predict(self, out: str, batch: int, indices: Sequence[int] | None = None) -> dict[str, Any]:
         """Write the outputs of the examples, in order, as one float32 ``.npy``: (n, ...)."""
         chosen = self._encoded if indices is None else self._encoded.select(indices)

@@ -25,6 +25,7 @@ from compress.artifact import Artifact, Kind
 from compress.bench.environment import busy_warnings
 from compress.bench.launch import Child, ChildError
 from compress.bench.measurement import Measurement
+from compress.bench.scenarios import measure_scenarios
 from compress.bench.settings import MINIMUM_ROUNDS, MeasureSettings
 from compress.bench.sweep import measure_throughput
 from compress.data.encoded import Encoded
@@ -144,6 +145,7 @@ def _measure_group(
                 emit("measuring: memory, predictions", number + 1, len(lanes))
             if last:
                 measure_throughput(lanes, plan.sequence, settings, emit)
+                measure_scenarios(lanes, plan.sequence, settings, emit)
 
 
 @dataclass(frozen=True)

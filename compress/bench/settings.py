@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 MINIMUM_ROUNDS = 3
 """Rounds that are run however little time there is: a ratio of fewer has no interval worth printing."""
 THROUGHPUT_REPEATS = 6
-"""Repetitions of a point of the throughput sweep: the fewest whose range covers the median in 95 of 100 cases."""
+"""Repetitions of a point of the throughput sweep, unless time runs short."""
+LEAST_REPEATS = 3
+"""Repetitions of a point however long they take: fewer have no interval worth printing."""
 
 
 class MeasureSettings(BaseModel):
@@ -39,5 +41,20 @@ class MeasureSettings(BaseModel):
         [1], description="batches in flight at once: the sweep runs every batch size with each of these"
     )
     throughput_seconds: float = Field(
-        2.0, gt=0, description=f"time for one point of one artifact, over its {THROUGHPUT_REPEATS} repetitions"
+        2.0,
+        gt=0,
+        description=f"time for one point of one artifact, over its {THROUGHPUT_REPEATS} repetitions; when it is used "
+        f"up, no more than {LEAST_REPEATS} are run",
+    )
+    scenarios: list[Literal["single-stream", "offline", "server"]] = Field(
+        default_factory=list,
+        description="MLPerf-style scenarios to run with LoadGen (extra `loadgen`); none by default",
+    )
+    scenario_seconds: float = Field(
+        10.0, gt=0, description="least time of one run of a scenario; the server scenario takes up to 6 runs"
+    )
+    server_latency_ms: float | None = Field(
+        None,
+        gt=0,
+        description="what the server scenario's 99th percentile must keep; null = twice that of the slowest artifact",
     )

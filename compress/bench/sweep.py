@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.bench.launch import ChildError
-from compress.bench.settings import THROUGHPUT_REPEATS, MeasureSettings
+from compress.bench.settings import LEAST_REPEATS, THROUGHPUT_REPEATS, MeasureSettings
 
 if TYPE_CHECKING:
     from compress.bench.protocol import Emit, _Lane
@@ -90,19 +90,19 @@ class _Swept:
         return "reason" not in point
 
     def repeat(self, seconds: float, most: float) -> None:
-        """Add one repetition to the newest point, unless those before used up ``most`` seconds."""
+        """Add one repetition to the newest point, unless enough of them used up ``most`` seconds."""
         point = self._points[-1]
-        if "reason" not in point and point["seconds"] < most:
+        if "reason" not in point and (point["seconds"] < most or len(point["per_s"]) < LEAST_REPEATS):
             answer = self._ask("throughput", seconds=seconds)
             if answer:
                 point["per_s"].append(answer["per_s"])
                 point["seconds"] += answer["seconds"]
 
     def state(self, batch: int) -> None:
-        """Set the single figure that rows state: the median of the repetitions at this batch size, one stream."""
+        """Set the single figure that rows state: the mean of the repetitions at this batch size, one stream."""
         for point in self._points:
             if (point["batch"], point["streams"]) == (batch, 1) and "reason" not in point:
-                self.lane.facts |= {"throughput_per_s": statistics.median(point["per_s"]), "throughput_batch": batch}
+                self.lane.facts |= {"throughput_per_s": statistics.fmean(point["per_s"]), "throughput_batch": batch}
 
     def _ask(self, op: str, **job: Any) -> dict[str, Any]:
         """Ask the child. A failure is the point's reason, and a warning: single inputs were served in full."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.bench.measurement import Measurement
+from compress.pipeline.scenarios import scenarios_of
 from compress.pipeline.throughput import throughputs_of
 
 
@@ -14,6 +15,7 @@ def costs_of(m: Measurement) -> dict[str, Any]:
         "throughput_per_s": m.throughput_per_s,
         "throughput_batch": m.throughput_batch,
         "throughputs": throughputs_of(m),
+        "scenarios": scenarios_of(m),
         "load_ms": m.load_ms,
         "first_ms": m.first_ms,
         "peak_rss_bytes": m.peak_rss_bytes,

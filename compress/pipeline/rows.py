@@ -11,6 +11,7 @@ from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
+from compress.pipeline.scenarios import missing_scenarios
 from compress.pipeline.scores import accuracy_of, difference, score_of
 from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import latency_of, speedup_over
@@ -72,7 +73,7 @@ def _row(
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured=missing_throughputs(m),
+        not_measured=missing_throughputs(m) | missing_scenarios(m),
     )
 
 

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.bench.measurement import Measurement
-from compress.bench.settings import THROUGHPUT_REPEATS
 from compress.report import model as report
+
+_STUDENT = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706}
+"""Degrees of freedom -> 97.5 % quantile of Student's t."""
 
 
 def throughputs_of(m: Measurement) -> tuple[report.ThroughputPoint, ...]:
     """Return the points that were measured, in the order of the sweep.
 
-    A point is the median of its repetitions. With as many as the sweep asks for, six, their smallest and largest
-    hold the median of further ones in 97 of 100 cases (order statistics: 1 - 2 / 2^6); fewer give no interval.
+    A point is the mean of its repetitions, with Student's interval of it (95 %), which three or more give.
     """
     measured = [point for point in m.throughputs if point["per_s"] and not point.get("reason")]
-    best = max((statistics.median(point["per_s"]) for point in measured), default=0.0)
+    best = max((statistics.fmean(point["per_s"]) for point in measured), default=0.0)
     return tuple(_point(point, best) for point in measured)
 
 
@@ -37,12 +38,11 @@ def missing_throughputs(m: Measurement) -> dict[str, str]:
 
 
 def _point(point: Mapping[str, Any], best: float) -> report.ThroughputPoint:
-    per_s, enough = point["per_s"], len(point["per_s"]) >= THROUGHPUT_REPEATS
+    per_s = point["per_s"]
+    mean, low, high = statistics.fmean(per_s), None, None
+    if len(per_s) - 1 in _STUDENT:
+        half = _STUDENT[len(per_s) - 1] * statistics.stdev(per_s) / len(per_s) ** 0.5
+        low, high = max(0.0, mean - half), mean + half
     return report.ThroughputPoint(
-        batch=point["batch"],
-        streams=point["streams"],
-        per_s=statistics.median(per_s),
-        low=min(per_s) if enough else None,
-        high=max(per_s) if enough else None,
-        best=statistics.median(per_s) == best,
+        batch=point["batch"], streams=point["streams"], per_s=mean, low=low, high=high, best=mean == best
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +74,7 @@ def test_a_slow_artifact_gets_fewer_repetitions_and_all_get_fewer_inputs() -> No
     slow.child.ask = lambda op, **job: {"per_s": 1.0, "seconds": 1.5} if op == "throughput" else seen.append(job) or {}
     seen: list[dict[str, Any]] = []
     measure_throughput([slow, fast], [0, 1, 2, 3], settings(throughput_seconds=2.0), silent)
-    assert [len(p["per_s"]) for p in slow.facts["throughputs"]] == [2, 2]
+    assert [len(p["per_s"]) for p in slow.facts["throughputs"]] == [3, 3], "4.5 s, since three are the least"
     assert [len(p["per_s"]) for p in fast.facts["throughputs"]] == [6, 6]
     assert [len(job["groups"]) for job in seen] == [1, 1], "a third of a second is less than one input"
 
@@ -144,7 +145,7 @@ def test_an_error_in_a_stream_is_raised() -> None:
         run_concurrently(run, iter([1, 2, 3]), 2)
 
 
-def test_a_report_states_medians_ranges_the_best_point_and_reasons() -> None:
+def test_a_report_states_means_intervals_the_best_point_and_reasons() -> None:
     points = [
         {"batch": 1, "streams": 1, "per_s": [10.0, 12.0, 11.0, 11.0, 11.0, 13.0]},
         {"batch": 4, "streams": 1, "per_s": [40.0, 20.0]},
@@ -162,7 +163,10 @@ def test_a_report_states_medians_ranges_the_best_point_and_reasons() -> None:
         throughputs=points,
     )
     first, second = throughputs_of(m)
-    assert (first.per_s, first.low, first.high, first.best) == (11.0, 10.0, 13.0, False)
+    mean, error = np.mean(points[0]["per_s"]), scipy.stats.sem(points[0]["per_s"])
+    low, high = scipy.stats.t.interval(0.95, 5, loc=mean, scale=error)
+    assert (first.per_s, first.low, first.high) == pytest.approx((mean, low, high), rel=1e-4)
+    assert not first.best
     assert (second.per_s, second.low, second.high, second.best) == (30.0, None, None, True)
     assert missing_throughputs(m) == {
         "throughput": "killed",
