@@ -245,9 +245,9 @@ class _Lane:
         """Start a fresh child, open the artifact and warm up; a subject that failed before is left alone."""
         if "status" in self.facts:
             return
-        self.child = stack.enter_context(Child(self.target))
-        self.facts["memory_limit_by"] = self.child.enforcement
         try:
+            self.child = stack.enter_context(Child(self.target))
+            self.facts["memory_limit_by"] = self.child.enforcement
             opened = self.child.open(str(self.subject.artifact.path), self.target, str(encoded))
         except ChildError as error:
             self._end(error)

@@ -15,7 +15,7 @@ from compress.pipeline.scenarios import missing_scenarios
 from compress.pipeline.scores import accuracy_of, difference, score_of
 from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import latency_of, speedup_over
-from compress.quantization.isa import isa_name
+from compress.quantization.isa import isa_of
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
@@ -30,7 +30,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
     rows = []
     for cell, measurement in by_cell.items():
         target = targets[measurement.target]
-        group = measured.baselines.get((target.device, target.threads), ())
+        group = measured.baselines.get(target.group, ())
         speedups = {
             b.name: speedup_over(b, by_cell.get((b.step, b.target.name)), measurement)
             for b in group
@@ -64,7 +64,7 @@ def _row(
         status=m.status,
         reason=m.reason,
         evidence=target.evidence,
-        isa=isa_name() if target.device == "cpu" else None,
+        isa=isa_of(target) if target.device == "cpu" else None,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
         accuracy=None if score is None else accuracy_of(score),

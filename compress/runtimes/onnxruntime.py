@@ -15,6 +15,7 @@ from compress.artifact import Artifact, Kind
 from compress.errors import ModelError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
+from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.onnx_placement import describe
 from compress.runtimes.streams import run_concurrently
 from compress.runtimes.target import Target
@@ -49,10 +50,12 @@ class OnnxRuntime(Runtime):
             return Availability(False, "onnxruntime is not installed: pip install 'mcompress[cpu]'")
         if target.device != "cpu":
             return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
-        return Availability(True)
+        reason = why_not(target)
+        return Availability(not reason, reason)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        require_cap(target)
         return _OnnxSession(artifact, target)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from compress.artifact import Artifact, Kind
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
+from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.target import Target
 
 
@@ -29,10 +30,12 @@ class OpenvinoRuntime(Runtime):
             return Availability(False, "openvino is not installed: pip install 'mcompress[openvino]'")
         if target.device != "cpu":
             return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
-        return Availability(True)
+        reason = why_not(target)
+        return Availability(not reason, reason)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        require_cap(target)
         return _OpenvinoSession(artifact, target)
 
 
