@@ -16,7 +16,9 @@ from compress.artifact import open_artifact
 from compress.bench.examples import load_rows
 from compress.bench.memory import memory_phase, peak_phase
 from compress.bench.nvml import process_bytes
+from compress.bench.repeating import Repeater
 from compress.data.encoded import Encoded
+from compress.errors import MissingCapabilityError
 from compress.runtimes.base import Session, runtimes
 from compress.runtimes.target import Target
 from compress.tasks.base import Row, Task, task_from
@@ -53,6 +55,7 @@ class Commands:
     def attach(self, session: Session, encoded: Encoded, output: str) -> None:
         """Use an open session; ``output`` names the array that ``predict`` writes."""
         self._session, self._encoded, self._output = session, encoded, output
+        self._repeater = Repeater(session, encoded, self._clock)
 
     def attach_task(self, task: Task, encode: Callable[[Sequence[Row]], Encoded], rows: Sequence[Row]) -> None:
         """Use an open tokenizer or preprocessor on ``rows``, the timed sequence as the user has it."""
@@ -115,19 +118,23 @@ class Commands:
         """Time the sequence from the text or the pixels to the decoded answer, one example in flight."""
         return {"ms": [self._answer(self._rows[i : i + batch]) for i in range(0, len(self._rows), batch)]}
 
-    def do_throughput(self, indices: Sequence[int], batch: int, seconds: float) -> dict[str, Any]:
-        """Run whole passes over padded batches of similar lengths until ``seconds`` are used up."""
-        chosen = self._encoded.select(indices)
-        batches = [chosen.batch(rows) for rows in chosen.batches(batch, by_length=True)]
-        for feed in batches:
-            self._session.run(feed)
-        start, passes, passed = self._clock(), 0, 0.0
-        while passed < seconds:
-            for feed in batches:
-                self._session.run(feed)
-            passes += 1
-            passed = (self._clock() - start) / 1e9
-        return {"throughput_per_s": passes * len(chosen) / passed}
+    def do_throughput_prepare(self, groups: Sequence[Sequence[int]], streams: int) -> dict[str, Any]:
+        """Get a point of the throughput sweep ready, see ``sweep.Repeater``."""
+        try:
+            self._repeater.prepare(groups, streams)
+        except MissingCapabilityError as error:
+            return {"cannot": f"{error.what} {error.value or ''}".strip()}
+        return {}
+
+    def do_throughput(self, seconds: float) -> dict[str, Any]:
+        """Time one repetition of that point."""
+        return self._repeater.repeat(seconds)
+
+    def do_scenario(self, scenario: str, indices: Sequence[int], **job: Any) -> dict[str, Any]:
+        """Run one MLPerf-style scenario, see ``loadgen.Driver``."""
+        from compress.bench.loadgen import Driver
+
+        return Driver(self._session, self._encoded, indices).run(scenario, **job)
 
     def do_predict(self, out: str, batch: int, indices: Sequence[int] | None = None) -> dict[str, Any]:
         """Write the outputs of the examples, in order, as one float32 ``.npy``: (n, ...)."""

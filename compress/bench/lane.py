@@ -84,9 +84,9 @@ class Lane:
         """Start a fresh child, open the artifact and warm up; a subject that failed before is left alone."""
         if "status" in self.facts:
             return
-        self.child = stack.enter_context(Child(self.target))
-        self.facts["memory_limit_by"] = self.child.enforcement
         try:
+            self.child = stack.enter_context(Child(self.target))
+            self.facts["memory_limit_by"] = self.child.enforcement
             opened = self.child.open(str(self.subject.artifact.path), self.target, str(encoded))
         except ChildError as error:
             self._end(error)
@@ -130,13 +130,7 @@ class Lane:
             self.stopped("oom", f"peak of {peak / 2**20:.0f} MiB above the limit of {limit / 2**20:g} MiB")
         if self.ask("predict", out=str(out), batch=1):
             self.facts["outputs"] = np.load(out, allow_pickle=False)
-
-    def finish_optional(self, sequence: Sequence[int], settings: MeasureSettings) -> None:
-        """Throughput and placement: a failure here is a warning, since single inputs were served in full."""
-        batch, seconds = settings.throughput_batch, settings.throughput_seconds
-        answer = self._try("throughput", "throughput", indices=list(sequence), batch=batch, seconds=seconds)
-        self.facts |= {**answer, "throughput_batch": batch} if answer else {}
-        self.facts |= self._try("placement", "placement") or {}
+            self.facts |= self._try("placement", "placement") or {}
 
     def lacks(self, what: str, reason: str) -> None:
         """Put on record that this row will not have something."""

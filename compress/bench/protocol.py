@@ -6,7 +6,8 @@ it up, then run rounds A B C, B C A, C A B over one seeded sequence of real inpu
 or the time is used up (``rounds``). While one child is timed the others wait on their standard input, so they use no
 processor, and slow drift of the machine falls on all of them alike. A few rounds of their own follow on the second
 clock, end to end. In the last launch, child after child: memory and predictions of every example before those,
-throughput after them. A child that fails leaves a row with the reason.
+after them what may need more memory than a single input: throughput (``sweep``) and
+scenarios (``scenarios``). A child that fails leaves a row with the reason.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from compress.bench.lane import Lane, Plan, Subject
 from compress.bench.launch import without_folders
 from compress.bench.measurement import Measurement
 from compress.bench.rounds import Pace, Series, missed_precision, rotated
+from compress.bench.scenarios import measure_scenarios
 from compress.bench.settings import MeasureSettings
+from compress.bench.sweep import measure_throughput
 from compress.data.encoded import Encoded
 from compress.errors import CompressError, UsageError
 from compress.runtimes.base import runtimes
@@ -141,9 +144,9 @@ class _Group:
             lane.finish(self.folder / "outputs.npy")
         self._run_second_clock(launch, rows)
         self.pace.end()
-        for number, lane in enumerate(self.lanes if finish else ()):
-            self.emit("measuring: throughput", number + 1, len(self.lanes))
-            lane.finish_optional(self.plan.sequence, self.plan.settings)
+        if finish:
+            measure_throughput(self.lanes, self.plan.sequence, self.plan.settings, self.emit)
+            measure_scenarios(self.lanes, self.plan.sequence, self.plan.settings, self.emit)
 
     def _run_rounds(self, launch: int, meter: Meter | None) -> None:
         done = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,10 @@ END_TO_END_ROUNDS = 5
 """Rounds of the second clock per launch, at most."""
 END_TO_END_SHARE = 0.25
 """Part of a launch's time that is kept for the second clock."""
+THROUGHPUT_REPEATS = 6
+"""Repetitions of a point of the throughput sweep, unless time runs short."""
+LEAST_REPEATS = 3
+"""Repetitions of a point however long they take: fewer have no interval worth printing."""
 
 
 class MeasureSettings(BaseModel):
@@ -47,5 +51,30 @@ class MeasureSettings(BaseModel):
         "their own per launch",
     )
     warmup_seconds: float = Field(0.5, ge=0, description="least time each artifact runs before it is timed")
-    throughput_batch: int = Field(16, ge=1, description="batch size of the throughput measurement")
-    throughput_seconds: float = Field(2.0, gt=0, description="time for the throughput of each artifact")
+    throughput_batch: int = Field(
+        16, ge=1, description="batch size of the throughput that rows state; always a point of the sweep"
+    )
+    throughput_batches: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 4, 16, 64], description="batch sizes of the throughput sweep"
+    )
+    throughput_streams: list[Annotated[int, Field(ge=1)]] = Field(
+        [1], description="batches in flight at once: the sweep runs every batch size with each of these"
+    )
+    throughput_seconds: float = Field(
+        2.0,
+        gt=0,
+        description=f"time for one point of one artifact, over its {THROUGHPUT_REPEATS} repetitions; when it is used "
+        f"up, no more than {LEAST_REPEATS} are run",
+    )
+    scenarios: list[Literal["single-stream", "offline", "server"]] = Field(
+        default_factory=list,
+        description="MLPerf-style scenarios to run with LoadGen (extra `loadgen`); none by default",
+    )
+    scenario_seconds: float = Field(
+        10.0, gt=0, description="least time of one run of a scenario; the server scenario takes up to 6 runs"
+    )
+    server_latency_ms: float | None = Field(
+        None,
+        gt=0,
+        description="what the server scenario's 99th percentile must keep; null = twice that of the slowest artifact",
+    )

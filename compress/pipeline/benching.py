@@ -90,7 +90,9 @@ def bench_artifacts(
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
-    groups = [(subject.target.device, m.threads) for subject, m in zip(subjects, measured, strict=True)]
+    groups = [
+        (subject.target.device, m.threads, subject.target.isa) for subject, m in zip(subjects, measured, strict=True)
+    ]
     return [
         _row(m, measured[0], measured[groups.index(group)], task, answers)
         for m, group in zip(measured, groups, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from compress.bench.measurement import Measurement
+from compress.pipeline.scenarios import scenarios_of
+from compress.pipeline.throughput import throughputs_of
 from compress.report import model as report
 
 
@@ -13,6 +15,8 @@ def costs_of(m: Measurement) -> dict[str, Any]:
     return {
         "throughput_per_s": m.throughput_per_s,
         "throughput_batch": m.throughput_batch,
+        "throughputs": throughputs_of(m),
+        "scenarios": scenarios_of(m),
         "load_ms": m.load_ms,
         "first_ms": m.first_ms,
         "energy": energy_of(m),

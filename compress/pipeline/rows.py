@@ -11,9 +11,11 @@ from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
+from compress.pipeline.scenarios import missing_scenarios
 from compress.pipeline.scores import accuracy_of, classes_of, difference, score_of
+from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
-from compress.quantization.isa import isa_name
+from compress.quantization.isa import isa_of
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
@@ -28,7 +30,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
     rows = []
     for cell, measurement in by_cell.items():
         target = targets[measurement.target]
-        group = measured.baselines.get((target.device, target.threads), ())
+        group = measured.baselines.get(target.group, ())
         row = _row(state, measurement, target, scores[cell])
         if row.status == "ok":
             times = {
@@ -65,7 +67,7 @@ def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -
         status=m.status,
         reason=m.reason,
         evidence=target.evidence,
-        isa=isa_name() if target.device == "cpu" else None,
+        isa=isa_of(target) if target.device == "cpu" else None,
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
         accuracy=None if score is None else accuracy_of(score, m.outputs),
@@ -73,7 +75,7 @@ def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured=m.not_measured if m.status == "ok" else {},
+        not_measured=(m.not_measured | missing_throughputs(m) | missing_scenarios(m)) if m.status == "ok" else {},
     )
 
 

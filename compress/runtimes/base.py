@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -37,6 +37,27 @@ class Session(ABC):
         Returns:
             output name -> float32 array, on the host.
         """
+
+    def stream(self, streams: int) -> Callable[[Iterable[Mapping[str, np.ndarray]]], None]:
+        """Return a function that runs batches to the end, that many in flight at once, and drops their outputs.
+
+        Whatever several streams need is opened here; it is freed with the function.
+
+        Raises:
+            MissingCapabilityError: this runtime runs one batch at a time.
+        """
+        if streams > 1:
+            raise MissingCapabilityError(
+                "This runtime is opened for one batch at a time.",
+                value=f"{streams} streams",
+                fix="Sweep streams on a target of ONNX Runtime or OpenVINO.",
+            )
+
+        def run(batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+            for batch in batches:
+                self.run(batch)
+
+        return run
 
     def placement(self) -> dict[str, Any]:
         """Say which operators run in which precision on which provider; empty if unknown."""

@@ -117,12 +117,20 @@ def test_warmup_gives_up_on_a_latency_that_never_settles() -> None:
     assert model.clock.now >= 0.1 * WARMUP_CAP * 1000 * MS
 
 
-def test_throughput_counts_whole_passes_over_batches_of_similar_length() -> None:
+def test_throughput_repeats_whole_passes_over_its_groups() -> None:
     run, model = commands(lambda ids: 10.0, [9, 2, 8, 3])
-    answer = run.do_throughput([0, 1, 2, 3], batch=2, seconds=0.05)
-    assert answer == {"throughput_per_s": pytest.approx(200.0)}
-    assert [ids.shape for ids in model.ran[:2]] == [(2, 3), (2, 9)]
-    assert len(model.ran) == 2 + 3 * 2, "one pass untimed, then whole passes until the time is used up"
+    assert run.handle({"op": "throughput_prepare", "groups": [[1, 3], [2, 0]], "streams": 1}) == {}
+    assert [ids.shape for ids in model.ran] == [(2, 3), (2, 9)], "one pass untimed"
+    assert run.handle({"op": "throughput", "seconds": 0.05}) == {"per_s": pytest.approx(200.0), "seconds": 0.06}
+    assert len(model.ran) == 2 + 3 * 2, "whole passes until the time is used up"
+    assert run.do_throughput(seconds=0.0)["seconds"] == pytest.approx(0.02), "one pass at least"
+
+
+def test_throughput_in_streams_says_where_a_runtime_has_none() -> None:
+    run, model = commands(lambda ids: 10.0, [9, 2])
+    answer = run.do_throughput_prepare([[0], [1]], streams=2)
+    assert answer == {"cannot": "This runtime is opened for one batch at a time. 2 streams"}
+    assert model.ran == []
 
 
 @pytest.mark.parametrize(("batch", "widths"), [(1, [4, 2, 9]), (2, [4, 4, 9])])

@@ -19,7 +19,7 @@ from compress.bench.launch import ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
 from compress.bench.rounds import Pace, half_widths, rotated
-from compress.bench.statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals
 from compress.data.encoded import Encoded
 from compress.pipeline.costs import costs_of
 from compress.runtimes.target import Target, find_target
@@ -83,7 +83,8 @@ class FakeChild:
             "prepare_end_to_end": {},
             "end_to_end": {"ms": [4.0] * 5},
             "predict": {"examples": 24},
-            "throughput": {"throughput_per_s": 5.0},
+            "throughput_prepare": {},
+            "throughput": {"per_s": 5.0, "seconds": 0.1},
             "placement": {"placement": {"providers": ["CPU"]}},
         }[op]
 
@@ -128,10 +129,8 @@ def test_rounds_interleave_and_rotate(fake: type[FakeChild], run: Callable[..., 
     assert rounds(fake.log) == "abcbcacababc"
     assert [name for name, op in fake.log if op in {"open", "warmup"}] == ["a", "a", "b", "b", "c", "c"]
     tail = [(name, op) for name, op in fake.log if op not in {"open", "warmup", "round"}]
-    assert tail == [
-        *((name, op) for name in "abc" for op in ("memory", "predict")),
-        *((name, op) for name in "abc" for op in ("throughput", "placement")),
-    ]
+    assert tail[:9] == [(name, op) for name in "abc" for op in ("memory", "predict", "placement")]
+    assert {op for _, op in tail[9:]} == {"throughput_prepare", "throughput"}
     assert [np.array(row.samples_ms).shape for row in rows] == [(1, 4, 5)] * 3
     assert rows[0].warnings == ["busy"]
     assert rows[2].warnings == ["busy", "launch 1: latency had not settled when warm-up ended"]
@@ -253,9 +252,10 @@ def test_second_clock_has_rounds_of_its_own_after_the_model_ones(
     first, second = ops[: ops.index("open", 1)], ops[ops.index("open", 1) :]
     assert first == ["open", "warmup", *["round"] * 5, "prepare_end_to_end", *["end_to_end"] * 5]
     order = [op for op in second if op not in {"round", "end_to_end"}]
-    assert order == ["open", "warmup", "memory", "predict", "prepare_end_to_end", "throughput", "placement"], (
+    assert order[:6] == ["open", "warmup", "memory", "predict", "placement", "prepare_end_to_end"], (
         "memory is taken before a tokenizer is loaded"
     )
+    assert set(order[6:]) == {"throughput_prepare", "throughput"}
     assert rounds(fake.log, "end_to_end")[:4] == "abba"
 
 
@@ -390,9 +390,8 @@ def test_memory_that_runs_out_in_a_batch_is_a_warning(
     row = measure(subjects[:1], settings=settings, work=tmp_path)[0]
     assert (row.status, row.throughput_per_s, row.throughput_batch) == ("ok", None, None)
     assert row.outputs is not None
-    assert row.warnings[-1].startswith("throughput: killed")
-    assert row.not_measured["throughput"] == row.warnings[-1]
-    assert ("a", "placement") not in fake.log
+    assert row.warnings[-1] == "throughput of batch 1: killed at the memory limit of 512 MiB"
+    assert {point["reason"][:9] for point in row.throughputs} == {"killed at", "not tried"}
 
 
 def test_sequence_is_seeded_and_never_longer_than_the_split(
