@@ -93,9 +93,11 @@ def parse(html: str) -> Page:
 
 def numbers_of(row: Row) -> list[str]:
     """The texts that a measured row must show, worked out here from the record by hand."""
-    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.accuracy.right} of {row.accuracy.n}"]
     found += [f"{100 * row.accuracy.value:.2f}", f"[{100 * row.accuracy.low:.2f}, {100 * row.accuracy.high:.2f}]"]
-    found += [f"{row.accuracy.right} of {row.accuracy.n}", f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
+    if row.latency:
+        found += [f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+        found += [f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
     found += [f"{speedup.ratio:.2f}x" for speedup in row.speedups.values()]
     if row.difference:
         found.append(f"{row.difference.points:+.2f}".replace("-", "−"))
