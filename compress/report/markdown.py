@@ -13,11 +13,16 @@ from compress.report.blocks import (
     Column,
     Facts,
     Figure,
+    Fold,
     Heading,
+    Lines,
     Paragraph,
     Section,
+    Stacks,
+    Strips,
     Table,
     TableRow,
+    Waterfall,
 )
 from compress.report.document import VerdictBlock, build
 from compress.report.model import Report
@@ -67,10 +72,15 @@ def _verdict(verdict: VerdictBlock) -> list[str]:
 
 
 def _section(section: Section) -> list[str]:
-    parts = [f"## {text(section.title)}"]
-    if section.intro:
-        parts.append(text(section.intro))
-    return parts + [_block(block) for block in section.blocks]
+    body = [text(section.intro)] if section.intro else []
+    body += [_block(block) for block in section.blocks]
+    if section.short:
+        return [f"## {text(section.title)}", *body]
+    return _folded(section.title, body)
+
+
+def _folded(title: str, body: list[str]) -> list[str]:
+    return [f"<details>\n<summary>{text(title)}</summary>", *body, "</details>"]
 
 
 def _block(block: Block) -> str:
@@ -87,8 +97,12 @@ def _block(block: Block) -> str:
             return _bullets(block.items)
         case Code():
             return _code(block)
-        case Figure() | Bars():
+        case Figure() | Bars() | Strips() | Lines() | Stacks():
             return text(block.summary)
+        case Waterfall():
+            return f"{text(block.summary)}\n\n{table(block.table)}"
+        case Fold():
+            return "\n\n".join(_folded(block.title, [_block(part) for part in block.blocks]))
 
 
 def _code(block: Code) -> str:

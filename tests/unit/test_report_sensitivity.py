@@ -85,7 +85,7 @@ def test_conclusion_of_a_model_without_noise_advises_nothing() -> None:
 
 def test_markdown_has_the_sentence_and_the_table(example: Report) -> None:
     lines = render_markdown(example).splitlines()
-    assert "## Sensitivity to INT8" in lines
+    assert "<summary>Sensitivity to INT8</summary>" in lines
     assert conclusion(RECORD) in lines
     assert "| node | operator | SQNR, dB | KL, nats | drop, points | MACs, % | noise, % | runs in |" in lines
     first = "| 0.output.dense | MatMul | 4.1 | 1.2e-03 | +0.50 | 6.0 | 45.0 | float32 (sensitivity 4.1 dB) |"
@@ -162,7 +162,7 @@ def test_labels_of_a_plot_are_escaped() -> None:
 
 
 def test_html_holds_both_sizes_of_the_plot(example: Report) -> None:
-    section = re.search(r'<section id="sensitivity">.*?</section>', render_html(example), re.DOTALL)[0]
+    section = re.search(r'<section id="sensitivity"[^>]*>.*?</section>', render_html(example), re.DOTALL)[0]
     assert section.count('<svg class="plot"') == 2
     assert section.count('class="amount kept"') == 4  # a bar and the key, twice
     assert "<h3>student-int8</h3>" in section
