@@ -10,22 +10,30 @@
   tip.hidden = true;
   document.body.append(tip);
 
-  const show = (mark) => {
-    const colon = mark.tipText.lastIndexOf(": ", mark.dataset.step.length + 2);
-    const head = document.createElement("b");
-    const rest = document.createElement("span");
-    head.textContent = colon < 0 ? mark.tipText : mark.tipText.slice(0, colon);
-    rest.textContent = colon < 0 ? "" : mark.tipText.slice(colon + 2);
-    tip.replaceChildren(head, rest);
-    tip.hidden = false;
-    const at = (mark.querySelector(".marker") || mark).getBoundingClientRect();
+  let shown = null;
+  const hide = () => { shown = null; tip.hidden = true; };
+  const place = () => {
+    if (!shown) return;
+    const at = (shown.querySelector(".marker") || shown).getBoundingClientRect();
+    if (at.bottom < 0 || at.top > innerHeight) { hide(); return; }
     const own = tip.getBoundingClientRect();
     const left = Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), root.clientWidth - own.width - 8);
     const above = at.top - own.height - 8;
     tip.style.left = `${left}px`;
     tip.style.top = `${above < 8 ? at.bottom + 8 : above}px`;
   };
-  const hide = () => { tip.hidden = true; };
+  const show = (mark) => {
+    const name = `${mark.dataset.step}: `;
+    const named = mark.tipText.startsWith(name);
+    const head = document.createElement("b");
+    const rest = document.createElement("span");
+    head.textContent = mark.dataset.step;
+    rest.textContent = named ? mark.tipText.slice(name.length) : mark.tipText;
+    tip.replaceChildren(head, rest);
+    tip.hidden = false;
+    shown = mark;
+    place();
+  };
 
   // The bar at the foot says what is picked out, and lets go of it.
   const bar = document.createElement("div");
@@ -99,7 +107,7 @@
       });
     });
   }
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", place, { passive: true });
 
   // The table of contents follows the reader.
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
