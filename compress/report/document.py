@@ -43,7 +43,7 @@ class VerdictBlock:
     figures: tuple[KeyFigure, ...]
     reasons: tuple[str, ...]
     gates: tuple[tuple[str, str, Tone], ...]
-    """(step, text, tone) of every deliverable."""
+    """(step, text, tone) of every deliverable, what ships first."""
     banner: str
 
 
@@ -107,7 +107,9 @@ def verdict(report: Report) -> VerdictBlock:
         headline=it.headline,
         figures=_key_figures(report),
         reasons=it.reasons,
-        gates=tuple((d.step, d.text, tones[d.verdict]) for d in it.deliverables),
+        gates=tuple(
+            (d.step, d.text, tones[d.verdict]) for d in sorted(it.deliverables, key=lambda d: d.step != it.step)
+        ),
         banner=SYNTHETIC if report.data.synthetic else "",
     )
 

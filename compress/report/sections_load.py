@@ -35,7 +35,7 @@ def throughput(report: Report) -> Section | None:
     for target in report.targets:
         rows = rows_of(report, target.name)
         if any(row.throughput_per_s is not None or row.throughputs for row in rows):
-            blocks += [Heading(target.name), *_swept(report, target.name, rows)]
+            blocks += [Heading(target.name), *_swept(report, target.name, rows, legend=not blocks)]
     scenarios = [(row, it) for row in report.rows for it in row.scenarios]
     if scenarios:
         blocks += [
@@ -46,9 +46,9 @@ def throughput(report: Report) -> Section | None:
     return Section("throughput", "Throughput", tuple(blocks), intro) if blocks else None
 
 
-def _swept(report: Report, target: str, rows: list[Row]) -> list[Block]:
+def _swept(report: Report, target: str, rows: list[Row], *, legend: bool) -> list[Block]:
     figure = sweep(report, target)
-    return [*([figure] if figure else []), _throughput_table(rows)]
+    return [*([figure] if figure else []), _throughput_table(rows, legend=legend)]
 
 
 def sweep(report: Report, target: str) -> Lines | None:
@@ -81,7 +81,7 @@ def _best(points: Sequence[ThroughputPoint]) -> str:
     return f"{numbers.fixed(it.per_s, 1)} at batch {it.batch}"
 
 
-def _throughput_table(rows: list[Row]) -> Table:
+def _throughput_table(rows: list[Row], *, legend: bool) -> Table:
     settings = sorted({(it.streams, it.batch) for row in rows for it in row.throughputs})
     columns = (
         _STEP,
@@ -107,7 +107,7 @@ def _throughput_table(rows: list[Row]) -> Table:
                 else Cell(numbers.MISSING, tone="muted")
             )
         lines.append(TableRow(tuple(cells)))
-    return Table(columns, tuple(lines), gaps(lines))
+    return Table(columns, tuple(lines), gaps(lines), legend)
 
 
 def _scenarios(results: Sequence[tuple[Row, ScenarioResult]]) -> Table:

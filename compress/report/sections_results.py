@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from compress.report import numbers
 from compress.report.blocks import (
@@ -91,29 +91,35 @@ def accuracy(report: Report) -> Section:
     error = Column(
         "ece", "calibration error", "%", "mean gap between confidence and accuracy over 15 bins; lower is better"
     )
+    several = len({row.difference.baseline for row in ran if row.difference}) > 1
+    baseline = "the baseline step" if several else _baseline_of(ran)
+    against = Column("against", "against", "", "baseline step of the difference", numeric=False)
     columns = (
         _STEP,
         Column("target", "target", numeric=False),
         Column("right", "right", "of n"),
         Column("accuracy", _metric_name(ran), _metric_unit(ran)),
-        Column("difference", "Δ", _difference_unit(ran), "paired difference from the baseline step"),
-        Column("against", "against", "", "baseline step of the difference", numeric=False),
+        Column("difference", "Δ", _difference_unit(ran), f"paired difference from {baseline}"),
+        *([against] if several else []),
         Column("p", "p", "", "probability of such a difference if both were equally good"),
         Column("agreement", "agreement", "", "share of predictions equal to those of the recipe's model"),
         *([error] if calibrated else []),
         Column("reading", "reading", numeric=False),
     )
-    lines = tuple(_accuracy_row(row, len(columns), row.step in references(report), calibrated) for row in ran)
+    keys, compared = [column.key for column in columns], references(report)
+    lines = tuple(_accuracy_row(row, keys, is_reference=row.step in compared) for row in ran)
     intro = (
         "Both models answered the same examples, so differences are paired: far tighter than two separate intervals."
     )
     return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines, gaps(lines)),), intro)
 
 
-def _accuracy_row(row: Row, width: int, is_reference: bool, calibrated: bool) -> TableRow:
+def _accuracy_row(row: Row, keys: Sequence[str], *, is_reference: bool) -> TableRow:
     step, target = Cell(row.step), Cell(row.target, tone="muted")
     if row.accuracy is None:
-        return TableRow((step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=width - 2)))
+        return TableRow(
+            (step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=len(keys) - 2))
+        )
     score, change = row.accuracy, row.difference
     n = numbers.count(score.n)
     return TableRow(
@@ -123,10 +129,10 @@ def _accuracy_row(row: Row, width: int, is_reference: bool, calibrated: bool) ->
             Cell(f"n = {n}" if score.right is None else f"{numbers.count(score.right)} of {n}"),
             accuracy_cell(row),
             difference_cell(row, is_reference=is_reference),
-            Cell(change.baseline if change else numbers.MISSING),
+            *([Cell(change.baseline if change else numbers.MISSING)] if "against" in keys else []),
             Cell(numbers.p_value(change.p_value if change else None)),
             Cell(numbers.share(row.agreement)),
-            *([_ece_cell(row)] if calibrated else []),
+            *([_ece_cell(row)] if "ece" in keys else []),
             Cell((change.text if change else "reference" if is_reference else "") or numbers.MISSING),
         )
     )

@@ -47,7 +47,8 @@ class StackPlot:
         lines = []
         for tick in self._x.ticks:
             x = self._x(tick)
-            lines.append(svg.line(x, _TOP, x, bottom + 2, "axis" if tick == 0 else "grid"))
+            kind = "axis" if tick == 0 and self._wide else "grid"
+            lines.append(svg.line(x, _TOP, x, bottom + 2, kind))
             lines.append(svg.text(x, bottom + 17, tick_text(tick, self._x.ticks), anchor="middle"))
         lines.append(svg.text(self._x.end, bottom + 35, self._figure.x_title, "title", "end"))
         return lines

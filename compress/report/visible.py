@@ -16,7 +16,7 @@ def visible(text: str, *, breaks: bool = False) -> str:
         breaks: whether line breaks and tabs are shown as marks too; otherwise they stay.
 
     Returns:
-        C0 controls as their pictures (U+2400 and up), others as ``⟨U+202E⟩``.
+        Controls as ``⟨U+202E⟩``.
     """
     if text.isprintable() and not breaks:
         return text
@@ -25,12 +25,8 @@ def visible(text: str, *, breaks: bool = False) -> str:
 
 def _shown(character: str, breaks: bool) -> str:
     if character in "\n\r\t":
-        return {"\n": "↵ ", "\r": "␍", "\t": "⇥ "}[character] if breaks else character
+        return {"\n": "↵ ", "\r": "⟨U+000D⟩", "\t": "⇥ "}[character] if breaks else character
     code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS:
         return f"⟨U+{code:04X}⟩"
     return character

@@ -283,7 +283,7 @@ def test_a_row_without_accuracy_or_latency_says_so(example: Report) -> None:
     assert row in lines
     assert "- onnx-fp32: accuracy not measured: no labels on test" in lines
     assert "- –: not measured, or without meaning in this row." in lines
-    assert "| onnx-fp32 | ort-cpu-1t | not measured: no labels on test |  |  |  |  |  |  |  |" in lines
+    assert "| onnx-fp32 | ort-cpu-1t | not measured: no labels on test |  |  |  |  |  |  |" in lines
 
 
 def test_accuracies_on_another_split_are_never_called_test(example: Report) -> None:
