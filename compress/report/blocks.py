@@ -302,5 +302,3 @@ class Section:
     title: str
     blocks: tuple[Block, ...]
     intro: str = ""
-    short: bool = False
-    """Whether it belongs to what a reader in a hurry sees; Markdown folds the others."""

@@ -72,15 +72,10 @@ def _verdict(verdict: VerdictBlock) -> list[str]:
 
 
 def _section(section: Section) -> list[str]:
-    body = [text(section.intro)] if section.intro else []
-    body += [_block(block) for block in section.blocks]
-    if section.short:
-        return [f"## {text(section.title)}", *body]
-    return _folded(section.title, body)
-
-
-def _folded(title: str, body: list[str]) -> list[str]:
-    return [f"<details>\n<summary>{text(title)}</summary>", *body, "</details>"]
+    parts = [f"## {text(section.title)}"]
+    if section.intro:
+        parts.append(text(section.intro))
+    return parts + [_block(block) for block in section.blocks]
 
 
 def _block(block: Block) -> str:
@@ -102,7 +97,8 @@ def _block(block: Block) -> str:
         case Waterfall():
             return f"{text(block.summary)}\n\n{table(block.table)}"
         case Fold():
-            return "\n\n".join(_folded(block.title, [_block(part) for part in block.blocks]))
+            body = "\n\n".join(_block(part) for part in block.blocks)
+            return f"<details>\n<summary>{text(block.title)}</summary>\n\n{body}\n\n</details>"
 
 
 def _code(block: Code) -> str:

@@ -37,7 +37,7 @@ def results(report: Report) -> Section:
         "Brackets are 95 % intervals. "
         "Speed-ups compare total time over the same real inputs, measured side by side in this run."
     )
-    return Section("results", "Results", tuple(blocks), intro, short=True)
+    return Section("results", "Results", tuple(blocks), intro)
 
 
 def tables(report: Report) -> list[tuple[TargetRecord, Table]]:
@@ -64,7 +64,7 @@ def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
         Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
     ]
     lines = tuple(_result_row(report, row, len(columns)) for row in rows)
-    return Table(tuple(columns), lines, (*_footnotes(rows), *gaps(lines)), legend)
+    return Table(tuple(columns), lines, (*footnotes(rows), *gaps(lines)), legend)
 
 
 def _result_row(report: Report, row: Row, width: int) -> TableRow:
@@ -286,7 +286,7 @@ def refusal(row: Row, span: int) -> Cell:
     return Cell(f"{STATUS[row.status]}: {row.reason or 'no reason recorded'}", tone=tone, span=span)
 
 
-def _footnotes(rows: list[Row]) -> tuple[str, ...]:
+def footnotes(rows: list[Row]) -> tuple[str, ...]:
     """Say what is missing and what to beware of; a sentence that several rows share is said once."""
     steps: dict[str, list[str]] = {}
     for row in rows:

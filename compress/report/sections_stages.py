@@ -21,7 +21,7 @@ def stages(report: Report) -> Section | None:
     first = report.verdict.target if report.verdict.target in targets else targets[0]
     blocks: list[Block] = [Heading(first), waterfall(report, first)]
     blocks += [Fold(f"The same on {name}", (waterfall(report, name),)) for name in targets if name != first]
-    return Section("stages", "Stage by stage", tuple(blocks), _INTRO, short=True)
+    return Section("stages", "Stage by stage", tuple(blocks), _INTRO)
 
 
 def waterfall(report: Report, target: str) -> Waterfall:

@@ -14,7 +14,6 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from compress.report.document import build
 from compress.report.files import read_report
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown, text
@@ -140,15 +139,11 @@ def test_markdown_tables_are_rectangular(example: Report) -> None:
 
 
 def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
-    markdown = render_markdown(example)
-    shown = re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE)
-    assert shown == ["Verdict", "Stage by stage", "Results"]
-    assert re.findall(r'<h2 id="([a-z]+)-title"', render_html(example))[:3] == ["verdict", "stages", "results"]
-    titles = [section.title for section in build(example).sections if not section.short]
-    assert [title for title in re.findall(r"^<summary>(.*)</summary>$", markdown, re.MULTILINE) if title in titles] == (
-        titles
-    )
+    titles = re.findall(r"^## (.*)$", render_markdown(example), flags=re.MULTILINE)
     assert titles == [
+        "Verdict",
+        "Stage by stage",
+        "Results",
         "Latency",
         "Throughput",
         "Memory",
@@ -172,6 +167,7 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
         "Environment",
         "Reproduce",
     ]
+    assert re.findall(r'<h2 id="([a-z]+)-title"', render_html(example))[:3] == ["verdict", "stages", "results"]
 
 
 def test_every_number_of_every_row_is_in_markdown_and_html(example: Report) -> None:
@@ -289,7 +285,7 @@ def test_a_row_without_accuracy_or_latency_says_so(example: Report) -> None:
 def test_accuracies_on_another_split_are_never_called_test(example: Report) -> None:
     data = example.data.model_copy(update={"evaluated": "validation"})
     markdown = render_markdown(example.model_copy(update={"data": data}))
-    assert "<summary>Accuracy on validation</summary>" in markdown
+    assert "## Accuracy on validation" in markdown
     assert "910 validation examples" in markdown
     assert "Test is read once" not in markdown
 

@@ -85,7 +85,7 @@ def test_conclusion_of_a_model_without_noise_advises_nothing() -> None:
 
 def test_markdown_has_the_sentence_and_the_table(example: Report) -> None:
     lines = render_markdown(example).splitlines()
-    assert "<summary>Sensitivity to INT8</summary>" in lines
+    assert "## Sensitivity to INT8" in lines
     assert conclusion(RECORD) in lines
     assert "| node | operator | SQNR, dB | KL, nats | drop, points | MACs, % | noise, % | runs in |" in lines
     first = "| 0.output.dense | MatMul | 4.1 | 1.2e-03 | +0.50 | 6.0 | 45.0 | float32 (sensitivity 4.1 dB) |"
