@@ -27,7 +27,8 @@ class FallPlot:
         longest = max((text_width(fall.what, svg.FONT) for fall in figure.falls), default=0.0)
         left = min(max(longest, 90.0), 170.0) + 14 if self._wide else 2.0
         self._columns = (width - 178.0, width - 70.0, width - 4.0)
-        right = width - 330.0 if self._wide else width - 112.0
+        label = max((text_width(_label(fall), svg.FONT) for fall in figure.falls), default=0.0)
+        right = (self._columns[0] - 48.0 if self._wide else width) - label - 12.0
         times = [fall.value for fall in figure.falls if fall.value is not None]
         axis: Axis = latency(times or [1.0], left, right, 5 if self._wide else 4)
         self._x = Axis(0.0, axis.high, left, right, _from_zero(axis))
@@ -105,9 +106,12 @@ class FallPlot:
             ghost = "saved" if before >= fall.value else "lost"
             parts.append(svg.rect(min(end, reach), middle - thick / 2, abs(reach - end), thick, ghost))
             parts.append(svg.line(reach, middle - thick / 2 - 3, reach, middle + thick / 2 + 3, "edge"))
-        label = f"{fall.time}  {fall.gain}" if fall.gain else fall.time
-        parts.append(svg.text(max(end, reach) + 8, middle + 4, label, f"name {kind}".strip()))
+        parts.append(svg.text(max(end, reach) + 8, middle + 4, _label(fall), f"name {kind}".strip()))
         return parts
+
+
+def _label(fall: Fall) -> str:
+    return f"{fall.time} {fall.gain}".strip()
 
 
 def _from_zero(axis: Axis) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The Pareto plot as inline SVG: accuracy against latency, area of a marker in proportion to bytes.
 
-A marker's colour is its family of methods (dense, pruned, student); a dot inside says that it computes in 8 bits.
+A marker's colour and outline are its family of methods (dense hollow, pruned filled, student dashed); a dot inside says
+that it computes in 8 bits.
 
 Colours come from the page's CSS classes, so the plot follows light and dark; it uses no network and no script.
 """
@@ -116,7 +117,8 @@ class ParetoPlot:
         if point.x_low is not None and point.x_high is not None:
             low, high = self._x(point.x_low), self._x(point.x_high)
             ends = " ".join(f"M{end:.1f},{y - 4:.1f}v8" for end in (low, high))
-            path = f"{path} M{low:.1f},{y:.1f}H{high:.1f} {ends}".strip()
+            if max(x - low, high - x) > self._radius(point.size_bytes):
+                path = f"{path} M{low:.1f},{y:.1f}H{high:.1f} {ends}".strip()
         return _part(point, f'<path class="bar {_class(point)}" d="{path}"/>') if path else ""
 
     def _interval(self, point: Point) -> Box | None:

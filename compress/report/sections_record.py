@@ -237,6 +237,7 @@ def reproduce(report: Report) -> Section:
         Code("\n".join(it.commands), "sh"),
         Paragraph(f"Seed {it.seed}. The resolved recipe, variables unexpanded:"),
         Code(it.recipe.rstrip("\n"), "yaml"),
+        Paragraph("The raw samples of a run are in measurements.json, beside report.json.", "muted"),
     )
     return Section("reproduce", "Reproduce", blocks)
 
