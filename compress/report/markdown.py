@@ -13,11 +13,16 @@ from compress.report.blocks import (
     Column,
     Facts,
     Figure,
+    Fold,
     Heading,
+    Lines,
     Paragraph,
     Section,
+    Stacks,
+    Strips,
     Table,
     TableRow,
+    Waterfall,
 )
 from compress.report.document import VerdictBlock, build
 from compress.report.model import Report
@@ -87,8 +92,13 @@ def _block(block: Block) -> str:
             return _bullets(block.items)
         case Code():
             return _code(block)
-        case Figure() | Bars():
+        case Figure() | Bars() | Strips() | Lines() | Stacks():
             return text(block.summary)
+        case Waterfall():
+            return f"{text(block.summary)}\n\n{table(block.table)}"
+        case Fold():
+            body = "\n\n".join(_block(part) for part in block.blocks)
+            return f"<details>\n<summary>{text(block.title)}</summary>\n\n{body}\n\n</details>"
 
 
 def _code(block: Code) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from html import unescape
@@ -79,7 +81,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.texts.append(data)
 
 
@@ -93,9 +95,11 @@ def parse(html: str) -> Page:
 
 def numbers_of(row: Row) -> list[str]:
     """The texts that a measured row must show, worked out here from the record by hand."""
-    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.accuracy.right} of {row.accuracy.n}"]
     found += [f"{100 * row.accuracy.value:.2f}", f"[{100 * row.accuracy.low:.2f}, {100 * row.accuracy.high:.2f}]"]
-    found += [f"{row.accuracy.right} of {row.accuracy.n}", f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
+    if row.latency:
+        found += [f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+        found += [f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
     found += [f"{speedup.ratio:.2f}x" for speedup in row.speedups.values()]
     if row.difference:
         found.append(f"{row.difference.points:+.2f}".replace("-", "−"))
@@ -138,8 +142,16 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
     titles = re.findall(r"^## (.*)$", render_markdown(example), flags=re.MULTILINE)
     assert titles == [
         "Verdict",
+        "Stage by stage",
         "Results",
+        "Latency",
+        "Throughput",
+        "Memory",
+        "Cold costs",
+        "Energy",
         "Accuracy on test",
+        "Accuracy by label",
+        "Changed answers",
         "Students and pruned models",
         "Predicted and measured latency",
         "What was pruned where",
@@ -147,15 +159,15 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
         "What runs on integers",
         "Sensitivity to INT8",
         "Gates and parity",
-        "Speed and memory",
+        "Findings and warnings",
+        "Limits",
         "Model",
-        "What each step did",
         "Data",
+        "What each step did",
         "Environment",
         "Reproduce",
-        "Limits",
     ]
-    assert re.findall(r'<section id="([a-z]+)"', render_html(example))[:2] == ["verdict", "results"]
+    assert re.findall(r'<h2 id="([a-z]+)-title"', render_html(example))[:3] == ["verdict", "stages", "results"]
 
 
 def test_every_number_of_every_row_is_in_markdown_and_html(example: Report) -> None:
@@ -181,14 +193,17 @@ def test_changing_a_value_changes_its_text_and_nothing_else(example: Report) -> 
 def test_html_is_well_formed_and_self_contained(example: Report) -> None:
     html = render_html(example)
     page = parse(html)
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    script = re.search(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in unescape(html)
     assert not {"link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         assert "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#"), tag
         assert not [name for name in attributes if name.startswith("on")]
-    assert not re.search(r"https?://|@import|url\(|@font-face", html)
-    assert "default-src 'none'" in html
+    assert not re.search(r"https?://|@import|url\(|@font-face|fetch\(|XMLHttp|innerHTML|eval\(", html)
+    assert "default-src 'none'" in unescape(html)
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -208,7 +223,7 @@ def test_html_rows_span_every_column(example: Report) -> None:
 def test_texts_of_the_report_cannot_become_markup(example: Report) -> None:
     html, markdown = render_html(example), render_markdown(example)
     for rendering in (html, markdown):
-        assert "<script>" not in rendering
+        assert "<script>alert" not in rendering
         assert "<b>dense" not in rendering
         assert "int8 &lt;b&gt;dense&lt;/b&gt;" in rendering
     hostile = '"><img src=x onerror=alert(1)>](http://x)\n# `a` | b'
