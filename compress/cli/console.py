@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 SetOption = typer.Option([], "--set", metavar="KEY=VALUE", help="Override one value: `distill.epochs=1`. Repeatable.")
 VarOption = typer.Option([], "--var", metavar="NAME=VALUE", help="Set ${NAME} of the recipe. Repeatable.")
-JsonOption = typer.Option(False, "--json", help="Print JSON for machines.")
+JsonOption = typer.Option(False, "--json", help="Print the result as one line of JSON, the last of stdout.")
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
@@ -63,7 +63,8 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """Print the result for machines: compact, on one line, which is the last and only one on standard output."""
+    print(json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str), flush=True)
 
 
 def print_wrapped(text: str, indent: int = 0, hanging: int = 6) -> None:

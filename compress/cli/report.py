@@ -7,15 +7,27 @@ from pathlib import Path
 import typer
 
 from compress.cli.console import JsonOption, guarded, print_json
+from compress.errors import UsageError
 
 
 @guarded
 def report(
-    run: Path = typer.Argument(..., help="A run folder, or a report.json."),
+    run: Path | None = typer.Argument(None, help="A run folder, or a report.json."),
+    schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     json_: bool = JsonOption,
 ) -> None:
     """Show a report, and render report.md and report.html again from report.json."""
-    from compress.report.files import read_report, write_report
+    if schema:
+        from compress.report.schema import json_schema, schema_text
+
+        if json_:
+            print_json(json_schema())
+        else:
+            print(schema_text(), end="")
+        return
+    if run is None:
+        raise UsageError("There is no report to show.", fix="Name a run folder or a report.json, or ask for --schema.")
+    from compress.report.files import read_report, render_report
 
     record = read_report(run)
     if json_:
@@ -25,6 +37,6 @@ def report(
 
     from compress.report.terminal import render_terminal
 
-    paths = write_report(record, run if run.is_dir() else run.parent)
+    paths = render_report(record, run if run.is_dir() else run.parent)
     render_terminal(record, Console())
     print(f"report: {paths['html']}")

@@ -41,7 +41,7 @@ from compress.report.measured_model import ScenarioResult as ScenarioResult
 from compress.report.measured_model import Stage as Stage
 from compress.report.measured_model import ThroughputPoint as ThroughputPoint
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 
 class Deliverable(Frozen):
@@ -312,7 +312,7 @@ class Reproduce(Frozen):
 class Report(Frozen):
     """Everything that ``report.json`` holds."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     version: str = Field(description="of mcompress")
     title: str
     recipe: str = Field(description="name of the recipe")

@@ -100,7 +100,7 @@ def _change(key: str, value: object):
     [
         (lambda text: text[:200], "not valid JSON", "report.json"),
         (lambda text: "[]", "not a report", "the whole file"),
-        (_change("schema_version", 2), "schema version 2", "report.json"),
+        (_change("schema_version", 3), "schema version 3", "report.json"),
         (_change("created", "yesterday"), "not a report", "created"),
         (_change("rows", [{"step": "a"}]), "not a report", "rows.0.target"),
     ],
