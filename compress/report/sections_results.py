@@ -64,7 +64,7 @@ def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
         Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
     ]
     lines = tuple(_result_row(report, row, len(columns)) for row in rows)
-    return Table(tuple(columns), lines, (*_footnotes(rows), *_gaps(lines)), legend)
+    return Table(tuple(columns), lines, (*footnotes(rows), *_gaps(lines)), legend)
 
 
 def _result_row(report: Report, row: Row, width: int) -> TableRow:
@@ -304,7 +304,7 @@ def _refusal(row: Row, span: int) -> Cell:
     return Cell(f"{STATUS[row.status]}: {row.reason or 'no reason recorded'}", tone=tone, span=span)
 
 
-def _footnotes(rows: list[Row]) -> tuple[str, ...]:
+def footnotes(rows: list[Row]) -> tuple[str, ...]:
     """Say what is missing and what to beware of; a sentence that several rows share is said once."""
     steps: dict[str, list[str]] = {}
     for row in rows:
