@@ -64,6 +64,7 @@ def run(
     from compress.pipeline.public import command_line
     from compress.pipeline.running import run_steps
     from compress.pipeline.summary import summarise, write_samples
+    from compress.progress import StepStarted
     from compress.report.files import write_report
 
     if isinstance(recipe, Recipe) and (overrides or variables):
@@ -76,6 +77,7 @@ def run(
     place, kept = Path(out), store or Store.default()
     sink = emit or _silent
     state = run_steps(make_plan(loaded), place, kept, sink)
+    sink(StepStarted("measure", "accuracy, latency and memory of every stage, each in a fresh process"))
     with kept.workspace() as work:
         measured = measure_run(state, work, sink)
     name = loaded.name if isinstance(recipe, Recipe) else str(recipe)

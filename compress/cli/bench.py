@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, ProgressPrinter, guarded, print_json
+from compress.cli.console import JsonOption, guarded, print_json
+from compress.cli.progress import ProgressPrinter
 
 
 @guarded

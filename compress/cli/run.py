@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, ProgressPrinter, SetOption, VarOption, guarded, print_json, say
+from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, say
+from compress.cli.progress import ProgressPrinter
 
 
 @guarded
