@@ -60,6 +60,7 @@ def run(
         CompressError: see ``compress.errors``; a failed gate is not an error but a result.
     """
     from compress.pipeline.measuring import measure_run
+    from compress.pipeline.outcomes import write_outcomes
     from compress.pipeline.planning import make_plan
     from compress.pipeline.public import command_line
     from compress.pipeline.running import run_steps
@@ -84,6 +85,7 @@ def run(
     line = command or command_line(loaded, name, "DIR", overrides, variables)
     summary = summarise(state, measured, line)
     write_samples(measured, place / "measurements.json")
+    write_outcomes(state, measured, place)
     write_report(summary, place)
     return RunResult(place, summary, tuple(state.failed_gates))
 
