@@ -59,6 +59,7 @@ def run(
     Raises:
         CompressError: see ``compress.errors``; a failed gate is not an error but a result.
     """
+    from compress.pipeline.cards import write_cards
     from compress.pipeline.measuring import measure_run
     from compress.pipeline.outcomes import write_outcomes
     from compress.pipeline.planning import make_plan
@@ -87,6 +88,7 @@ def run(
     write_samples(measured, place / "measurements.json")
     write_outcomes(state, measured, place)
     write_report(summary, place)
+    write_cards(summary, place)
     return RunResult(place, summary, tuple(state.failed_gates))
 
 

@@ -66,6 +66,7 @@ class Subject(Frozen):
     """The model that the recipe starts from."""
 
     model: str = Field(description="as the recipe writes it, variables unexpanded")
+    hub: str | None = Field(None, description="its id on the Hugging Face hub, if it came from there")
     digest: str = Field(description="sha256 of its payload")
     task: str
     problem: str = Field(description="single_label, multi_label, regression")
@@ -142,6 +143,7 @@ class Step(Frozen):
 class SplitRecord(Frozen):
     name: str
     source: str = Field(description="as the recipe writes it")
+    hub: str | None = Field(None, description="id of its data set on the Hugging Face hub, if it came from there")
     rows: int
     digest: str = Field(description="sha256 over the normalised rows")
 
