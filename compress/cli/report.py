@@ -14,6 +14,7 @@ from compress.errors import UsageError
 def report(
     run: Path | None = typer.Argument(None, help="A run folder, or a report.json."),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print short Markdown to paste into a pull request."),
     json_: bool = JsonOption,
 ) -> None:
     """Show a report, and render report.md and report.html again from report.json."""
@@ -30,8 +31,13 @@ def report(
     from compress.report.files import read_report, render_report
 
     record = read_report(run)
+    if markdown:
+        from compress.report.pull_request import render_pull_request
+
+        print(render_pull_request(record), end="\n" if json_ else "")
     if json_:
         print_json(record.model_dump(mode="json"))
+    if json_ or markdown:
         return
     from rich.console import Console
 

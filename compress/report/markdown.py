@@ -135,3 +135,8 @@ def _detail(detail: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def blocks(section: Section) -> str:
+    """Return a section without its heading."""
+    return "\n\n".join(_block(block) for block in section.blocks)
