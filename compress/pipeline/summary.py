@@ -12,6 +12,7 @@ from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.data.config import Source
 from compress.pipeline.checking import GateResult
+from compress.pipeline.examples import changed_examples
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
@@ -28,22 +29,24 @@ from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target
 
 
-def summarise(state: RunState, measured: Measured, command: str) -> report.Report:
+def summarise(state: RunState, measured: Measured, command: str, *, examples: bool = False) -> report.Report:
     """Build the report of a run.
 
     Args:
         state: the finished steps.
         measured: what the bench found.
         command: the command line that repeats the run, without machine paths.
+        examples: whether the texts of examples with a changed answer may stand in it.
     """
     recipe = state.recipe
     rows = build_rows(state, measured)
+    verdict = choose(state, measured, rows)
     return report.Report(
         version=__version__,
         title=recipe.description or recipe.name,
         recipe=recipe.name,
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        verdict=choose(state, measured, rows),
+        verdict=verdict,
         subject=_subject(state),
         steps=tuple(_steps(state)),
         data=_data(state, measured.split),
@@ -56,6 +59,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
+        examples=changed_examples(state, measured, rows, verdict) if examples else (),
         limits=tuple(_limits(state, measured)),
     )
 
