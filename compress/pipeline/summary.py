@@ -10,7 +10,9 @@ from typing import Any
 from compress import __version__
 from compress.artifact import Artifact
 from compress.bench.environment import environment
+from compress.data.config import Source
 from compress.pipeline.checking import GateResult
+from compress.pipeline.examples import changed_examples
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
@@ -28,13 +30,14 @@ from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target
 
 
-def summarise(state: RunState, measured: Measured, command: str) -> report.Report:
+def summarise(state: RunState, measured: Measured, command: str, *, examples: bool = False) -> report.Report:
     """Build the report of a run.
 
     Args:
         state: the finished steps.
         measured: what the bench found.
         command: the command line that repeats the run, without machine paths.
+        examples: whether the texts of examples with a changed answer may stand in it.
     """
     recipe = state.recipe
     rows = build_rows(state, measured)
@@ -58,6 +61,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
+        examples=changed_examples(state, measured, rows, verdict) if examples else (),
         limits=tuple(_limits(state, measured)),
     )
 
@@ -69,6 +73,7 @@ def _subject(state: RunState) -> report.Subject:
     notes = () if name else ("made by the recipe itself from a fresh encoder",)
     return report.Subject(
         model=public_path(name) if name else f"step {state.plan.reference!r} of the recipe",
+        hub=_hub_model(state),
         digest=manifest.digest if manifest else "",
         task=state.task.name,
         problem=str(state.task.dump().get("problem", "")),
@@ -77,6 +82,19 @@ def _subject(state: RunState) -> report.Subject:
         size_bytes=reference.size_bytes if reference else None,
         notes=(*notes, *_precision(reference)),
     )
+
+
+def _hub_model(state: RunState) -> str | None:
+    """Return what was fetched: a name that is no place on this machine."""
+    name = state.recipe.expand(state.recipe.model or "")
+    return name if name and not Path(name).expanduser().exists() else None
+
+
+def _hub_data(state: RunState, split: str) -> str | None:
+    source = getattr(state.recipe.data, split, None)
+    if isinstance(source, Source) and source.from_:
+        source = state.recipe.data.train
+    return source.hub if isinstance(source, Source) else None
 
 
 def _steps(state: RunState) -> Iterable[report.Step]:
@@ -168,7 +186,9 @@ def _data(state: RunState, split: str) -> report.Data:
         evaluated=split,
         problem=str(state.task.dump().get("problem", "")),
         splits=tuple(
-            report.SplitRecord(name=s.name, source=public_path(s.source), rows=len(s), digest=s.digest)
+            report.SplitRecord(
+                name=s.name, source=public_path(s.source), hub=_hub_data(state, s.name), rows=len(s), digest=s.digest
+            )
             for s in data.splits.values()
         ),
         overlaps=tuple(

@@ -102,9 +102,14 @@ def _block(block: Block) -> str:
 
 
 def _code(block: Code) -> str:
-    longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{block.language}\n{block.text}\n{fence}"
+    return fence(block.text, block.language)
+
+
+def fence(code: str, language: str) -> str:
+    """Return code between fences longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{code}\n{ticks}"
 
 
 def _bullets(items: tuple[str, ...]) -> str:
@@ -140,3 +145,8 @@ def _detail(detail: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def blocks(section: Section) -> str:
+    """Return a section without its heading."""
+    return "\n\n".join(_block(block) for block in section.blocks)

@@ -41,7 +41,7 @@ from compress.report.measured_model import ScenarioResult as ScenarioResult
 from compress.report.measured_model import Stage as Stage
 from compress.report.measured_model import ThroughputPoint as ThroughputPoint
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 
 class Deliverable(Frozen):
@@ -66,6 +66,7 @@ class Subject(Frozen):
     """The model that the recipe starts from."""
 
     model: str = Field(description="as the recipe writes it, variables unexpanded")
+    hub: str | None = Field(None, description="its id on the Hugging Face hub, if it came from there")
     digest: str = Field(description="sha256 of its payload")
     task: str
     problem: str = Field(description="single_label, multi_label, regression")
@@ -142,6 +143,7 @@ class Step(Frozen):
 class SplitRecord(Frozen):
     name: str
     source: str = Field(description="as the recipe writes it")
+    hub: str | None = Field(None, description="id of its data set on the Hugging Face hub, if it came from there")
     rows: int
     digest: str = Field(description="sha256 over the normalised rows")
 
@@ -312,7 +314,7 @@ class Reproduce(Frozen):
 class Report(Frozen):
     """Everything that ``report.json`` holds."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     version: str = Field(description="of mcompress")
     title: str
     recipe: str = Field(description="name of the recipe")

@@ -17,7 +17,7 @@ ROOT = Path(compress.__file__).parent
 LONGEST = 400
 
 LAYERS = (
-    {"errors"},
+    {"errors", "progress"},
     {"artifact", "store", "registry"},
     {"data"},
     {"tasks"},

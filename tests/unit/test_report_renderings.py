@@ -245,16 +245,82 @@ def test_terminal_never_exceeds_its_width(example: Report, minimal: Report, widt
 
 def test_terminal_shows_the_verdict_and_the_numbers(example: Report) -> None:
     shown = terminal(example)
-    flat = " ".join(shown.replace("│", " ").split())
-    assert "Ship student-int8: 2.59 times as fast as ONNX Runtime FP32 on ort-cpu-1t" in flat
+    flat = " ".join(shown.split())
+    assert "Verdict: Ship student-int8: 2.59 times as fast as ONNX Runtime FP32 on ort-cpu-1t" in flat
     assert "Synthetic data: these accuracies say nothing about yours." in flat
-    assert "student-int8-75 15.51 85.05 −3.74 2.90 5.38x 3.77x" in flat
-    assert "[85.77, 89.99] [−2.09, +0.55]" in flat
+    assert "✗ student-int8-75 15.51 85.05 −3.74 ±2.20 ↓ 2.90 3.77x ±0.11" in flat
+    assert "→ student-int8" in flat
+    assert "−0.77 ±1.32 ≈" in flat
     assert "student-int8 out of memory: needed 131 MB, the limit is 64 MB" in flat
-    assert "tensorrt not measured: No CUDA device was found" in flat
+    assert "skipped: no CUDA device on this machine" in flat
     assert "speed-up over onnx-fp32 on ort-cpu-1t" in flat
     assert "\x1b" not in shown
-    assert "[2.51, 2.66]" in terminal(example, 120)
+    assert not set(shown) & set("╭╮╰╯│─")
+    assert "±2.25" not in flat
+    wide = terminal(example, 120)
+    assert "88.02 ±2.25" in wide
+    assert "5.38x" in wide
+
+
+def test_a_terminal_gets_a_box_and_colour_and_no_color_takes_the_colour_away(
+    example: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = io.StringIO()
+    render_terminal(example, Console(file=out, width=80, force_terminal=True))
+    assert "╭─" in out.getvalue()
+    assert "\x1b[32m" in out.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    render_terminal(example, Console(file=out, width=80, force_terminal=True))
+    assert "\x1b[32m" not in out.getvalue()
+
+
+REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/report.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_real_reports_are_readable_at_80_columns(path: Path) -> None:
+    """Each measured row is one line, with its figures whole; each row that did not run is there with its reason."""
+    report = read_report(path)
+    lines = [line.rstrip() for line in terminal(report).splitlines()]
+    assert max(map(cell_len, lines)) <= 80
+    assert report.rows
+    for row in report.rows:
+        found = [line for line in lines if re.match(rf"[ →?✗] {re.escape(row.step)}\*? ", line)]
+        if row.status == "ok":
+            assert any(
+                f" {row.latency.p50_ms:,.2f} " in line and f"{100 * row.accuracy.value:.2f}" in line for line in found
+            )
+            assert not any("…" in line for line in found)
+        else:
+            assert " ".join(row.reason.split())[:20] in " ".join(" ".join(lines).split())
+
+
+def test_arrows_say_what_is_resolved(example: Report) -> None:
+    row = example.rows[4]
+    for low, high, arrow in ((0.1, 1.0, "↑"), (-1.0, -0.1, "↓"), (-1.0, 1.0, "≈")):
+        change = row.difference.model_copy(update={"points": (low + high) / 2, "low": low, "high": high})
+        (line,) = [x for x in terminal(replace_row(example, 4, difference=change)).splitlines() if "→ student" in x]
+        assert f" {arrow} " in line
+    error = row.accuracy.model_copy(update={"metric": "mae", "unit": "plain", "direction": "lower"})
+    change = row.difference.model_copy(update={"points": -0.2, "low": -0.3, "high": -0.1, "unit": "plain"})
+    other = replace_row(example, 4, difference=change, accuracy=error)
+    (line,) = [x for x in terminal(other).splitlines() if "→ student" in x]
+    assert "−0.2000 ±0.1000 ↑" in line
+
+
+def test_no_difference_stands_beside_its_speedup(example: Report) -> None:
+    name = "ONNX Runtime FP32"
+    same = (
+        example.rows[4]
+        .speedups[name]
+        .model_copy(update={"ratio": 1.01, "low": 0.99, "high": 1.04, "text": "no difference"})
+    )
+    shown = terminal(replace_row(example, 4, speedups={**example.rows[4].speedups, name: same}))
+    assert "1.01x ±0.03 ≈" in shown
+    assert "≈ beside a speed-up: no difference" in " ".join(shown.split())
 
 
 def test_terminal_does_not_obey_escape_sequences(minimal: Report) -> None:
@@ -269,7 +335,7 @@ def test_what_is_missing_has_words(minimal: Report) -> None:
         assert "No step declares a gate." in rendering
         assert "Overlap between splits: not measured." in rendering
         assert "not recorded" in rendering
-    assert "not measured: no GPU" in terminal(minimal)
+    assert "skipped: no GPU" in terminal(minimal)
 
 
 def test_a_row_without_accuracy_or_latency_says_so(example: Report) -> None:
