@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.artifact import Artifact, Kind
+from compress.bench.emulation import NO_TIMES, emulated_part, run_emulated
 from compress.bench.environment import busy_warnings
 from compress.bench.launch import Child, ChildError
 from compress.bench.measurement import Measurement
@@ -99,16 +100,23 @@ def measure(
     sequence = _sequence([subject.encoded for subject in subjects], settings.inputs, seed)
     for lane in lanes:
         found = runtimes.get(lane.target.runtime)().available(lane.target)
-        if not found.ok:
-            lane.stopped("skipped", found.reason)
+        if not found.ok or (latency_only and lane.target.evidence == "emulated"):
+            lane.stopped("skipped", found.reason or NO_TIMES)
     groups: dict[tuple[str, int], list[_Lane]] = {}
     for lane in lanes:
-        if "status" not in lane.facts:
+        if "status" not in lane.facts and lane.target.evidence != "emulated":
             groups.setdefault((lane.target.device, thread_count(lane.target)), []).append(lane)
     for group in groups.values():
         with tempfile.TemporaryDirectory(dir=work) as folder:
             plan = _Plan(sequence, settings, latency_only, batch_size)
             _measure_group(group, plan, Path(folder), emit=emit, clock=clock)
+    emulated = [lane for lane in lanes if lane.target.evidence == "emulated" and "status" not in lane.facts]
+    if emulated:
+        part = emulated_part(len(lanes[0].subject.encoded), settings.emulated_examples, seed)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            found_facts = run_emulated([lane.subject for lane in emulated], part, work=Path(folder), emit=emit)
+        for lane, facts in zip(emulated, found_facts, strict=True):
+            lane.facts |= facts
     return [lane.measurement(sequence) for lane in lanes]
 
 
@@ -291,6 +299,7 @@ class _Lane:
         """Build the row. A launch without a single round is dropped from the samples."""
         manifest, lengths = self.subject.artifact.manifest, self.subject.encoded.lengths
         facts = {"status": "ok"} | self.facts
+        timed = [] if self.target.evidence == "emulated" else list(sequence)
         return Measurement(
             subject=self.subject.label,
             target=self.target.name,
@@ -302,8 +311,8 @@ class _Lane:
             pinned_cores=pinned_cores(self.target),
             memory_limit_bytes=self.target.memory_bytes,
             samples_ms=[launch for launch in self.samples if launch],
-            input_indices=list(sequence),
-            input_tokens=[int(lengths[index]) for index in sequence],
+            input_indices=timed,
+            input_tokens=[int(lengths[index]) for index in timed],
             warnings=self.warnings,
             **facts,
         )

@@ -29,3 +29,6 @@ class MeasureSettings(BaseModel):
     warmup_seconds: float = Field(0.5, ge=0, description="least time each artifact runs before it is timed")
     throughput_batch: int = Field(16, ge=1, description="batch size of the throughput measurement")
     throughput_seconds: float = Field(2.0, gt=0, description="time for the throughput of each artifact")
+    emulated_examples: int = Field(
+        200, ge=1, description="examples that emulated targets answer, drawn once: emulation is slow"
+    )

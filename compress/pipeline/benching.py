@@ -16,6 +16,7 @@ from compress.bench.statistics import paired_difference, percentile, ratio_of_to
 from compress.data.sources import read_rows
 from compress.errors import UsageError
 from compress.passes.base import Progress
+from compress.pipeline.emulated import part_of
 from compress.runtimes.target import Target, find_target
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
@@ -112,7 +113,7 @@ def table(rows: Sequence[BenchRow]) -> str:
             speed += f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
         lines.append(
             f"{row.artifact[:16]:16} {row.target[:14]:14} {row.size_mb:6.1f} {value:>8} {change:>6} "
-            f"{row.p50_ms or 0:7.2f} {speed:>17}"
+            f"{'-' if row.p50_ms is None else f'{row.p50_ms:.2f}':>7} {speed:>17}"
         )
     lines.append(f"{rows[0].metric or 'no labels'}, N = {rows[0].n}; differences and speed-ups against the first row.")
     return "\n".join(lines)
@@ -120,17 +121,17 @@ def table(rows: Sequence[BenchRow]) -> str:
 
 def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, answers: Any) -> BenchRow:
     """Compare accuracy with ``base``, and speed with ``beside``, the first row that was timed in the same group."""
-    score, first = _score(m, task, answers), _score(base, task, answers)
+    score, first = _score(m, task, answers), _score(base, task, answers, m)
     fields: dict[str, Any] = {}
     if score is not None:
         fields |= {"metric": score.metric, "value": score.value, "n": len(score.outcomes)}
     if score is not None and first is not None and m is not base:
         paired = paired_difference(first.outcomes, score.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
-    if m.status == "ok" and beside.status == "ok" and m is not beside:
+    if m.status == "ok" and m.samples_ms and beside.samples_ms and m is not beside:
         ratio = ratio_of_totals(beside.samples_ms, m.samples_ms)
         fields |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
-    if m.status == "ok":
+    if m.status == "ok" and m.samples_ms:
         fields["p50_ms"] = percentile(m.flat_ms, 50)
     return BenchRow(
         artifact=m.subject,
@@ -145,8 +146,13 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, ans
     )
 
 
-def _score(m: Measurement, task: Task, answers: Any) -> Score | None:
-    return None if m.outputs is None or answers is None else task.score(m.outputs, answers)
+def _score(m: Measurement, task: Task, answers: Any, like: Measurement | None = None) -> Score | None:
+    """Score a measurement, on the examples of ``like`` if it ran no more than a part of them."""
+    if m.outputs is None or answers is None:
+        return None
+    if like is not None and like.examples is not None and m.examples is None:
+        return task.score(part_of(m.outputs, like), part_of(answers, like))
+    return task.score(m.outputs, part_of(answers, m))
 
 
 def _own_target(artifact: Artifact) -> Target:

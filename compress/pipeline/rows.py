@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compress.bench.emulation import NO_TIMES
 from compress.bench.measurement import Measurement
 from compress.pipeline.costs import costs_of
+from compress.pipeline.emulated import isa_of, part_of, twin_of
 from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
 from compress.pipeline.scores import accuracy_of, difference, score_of
 from compress.pipeline.timings import latency_of, speedup_over
-from compress.quantization.isa import isa_name
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
@@ -36,9 +37,10 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
         }
         row = _row(state, measurement, target, scores[cell], {k: v for k, v in speedups.items() if v is not None})
         if reference is not None and row.status == "ok":
-            row = row.model_copy(update=_against(state, by_cell, scores, reference, cell))
+            row = row.model_copy(update=_against(state, measured, by_cell, scores, reference, cell))
+        row = row.model_copy(update={"twin": twin_of(state.task, measurement, by_cell.values())})
         rows.append(row.model_copy(update={"findings": tuple(findings(row))}))
-    return _mark_pareto(rows)
+    return mark_pareto(rows)
 
 
 def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measurement]) -> tuple[str, str] | None:
@@ -62,7 +64,7 @@ def _row(
         status=m.status,
         reason=m.reason,
         evidence=target.evidence,
-        isa=isa_name() if target.device == "cpu" else None,
+        isa=isa_of(target, m),
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
         accuracy=None if score is None else accuracy_of(score),
@@ -71,12 +73,21 @@ def _row(
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
+        not_measured=_missing(m),
     )
+
+
+def _missing(m: Measurement) -> dict[str, str]:
+    if m.status != "ok" or m.throughput_per_s is not None:
+        return {}
+    if m.evidence == "emulated":
+        return dict.fromkeys(("latency", "throughput", "memory"), NO_TIMES)
+    return {"throughput": m.warnings[-1]}
 
 
 def _against(
     state: RunState,
+    measured: Measured,
     by_cell: dict[tuple[str, str], Measurement],
     scores: dict[tuple[str, str], Score | None],
     reference: tuple[str, str],
@@ -84,6 +95,9 @@ def _against(
 ) -> dict[str, Any]:
     base, score = scores[reference], scores[cell]
     first, second = by_cell[reference].outputs, by_cell[cell].outputs
+    if by_cell[cell].examples is not None and first is not None and measured.answers is not None:
+        first = part_of(first, by_cell[cell])
+        base = state.task.score(first, part_of(measured.answers, by_cell[cell]))
     if cell == reference or base is None or score is None or first is None or second is None:
         return {}
     return {
@@ -92,7 +106,7 @@ def _against(
     }
 
 
-def _mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
+def mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
     """Mark the rows of each target that no other row beats in both accuracy and median latency."""
 
     def position(row: report.Row) -> tuple[float, float] | None:

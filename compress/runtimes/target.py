@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import RecipeError, did_you_mean
 
@@ -25,7 +25,14 @@ class Target(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = Field(None, ge=1, description="intra-op threads; null = every core")
     memory_bytes: int | None = Field(None, ge=1, description="limit for the measuring process")
+    emulate: str | None = Field(None, description="CPU model that qemu emulates; such a target has no times")
     evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
+
+    @model_validator(mode="after")
+    def _emulated_is_said(self) -> Target:
+        if self.emulate is not None and self.evidence != "emulated":
+            raise ValueError("a target with `emulate` has `evidence: emulated`")
+        return self
 
 
 def builtin_targets() -> dict[str, Target]:
