@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from compress import __version__
+from compress.cli.arm64 import arm64
 from compress.cli.bench import bench
 from compress.cli.compare import compare
 from compress.cli.env import env
@@ -40,5 +41,5 @@ def root(
     """Take a fine-tuned model and a recipe; hand back artifacts, each one measured."""
 
 
-for _command in (run, plan, validate, ls, cp, cat, bench, sensitivity, report, compare, export, env):
+for _command in (run, plan, validate, ls, cp, cat, bench, sensitivity, report, compare, export, env, arm64):
     app.command()(_command)
