@@ -64,7 +64,7 @@ def run(
     from compress.pipeline.public import command_line
     from compress.pipeline.running import run_steps
     from compress.pipeline.summary import summarise, write_samples
-    from compress.report.files import write_report
+    from compress.report.files import read_report, write_report
 
     if isinstance(recipe, Recipe) and (overrides or variables):
         raise UsageError(
@@ -83,6 +83,12 @@ def run(
     summary = summarise(state, measured, line)
     write_samples(measured, place / "measurements.json")
     write_report(summary, place)
+    if (place / "ingested").is_dir():
+        from compress.kit.ingesting import reapply
+
+        for sentence in reapply(place):
+            sink(sentence)
+        summary = read_report(place)
     return RunResult(place, summary, tuple(state.failed_gates))
 
 

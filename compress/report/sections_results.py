@@ -323,10 +323,8 @@ def _twin(row: Row) -> tuple[str, ...]:
     twin = row.twin
     if twin is None:
         return ()
-    isa = f" ({row.isa})" if row.isa else ""
-    return (
-        f"emulated{isa}: same answer as on {twin.target} for {twin.same} of {twin.n}, outputs within {twin.max_abs:.2g}",
-    )
+    where = f"emulated ({row.isa})" if row.isa else "emulated"
+    return (f"{where}: same answer as on {twin.target} for {twin.same} of {twin.n}, outputs within {twin.max_abs:.2g}",)
 
 
 def _gaps(lines: Iterable[TableRow]) -> tuple[str, ...]:
