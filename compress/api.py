@@ -71,7 +71,7 @@ def run(
     from compress.pipeline.public import command_line, public_path
     from compress.pipeline.summary import summarise, write_samples
     from compress.pipeline.tracking import Tracking
-    from compress.report.files import write_report
+    from compress.report.files import read_report, write_report
 
     if isinstance(recipe, Recipe) and (overrides or variables):
         raise UsageError(
@@ -100,6 +100,12 @@ def run(
     write_samples(measured, place / "measurements.json")
     write_outcomes(state, measured, place)
     write_report(summary, place)
+    if (place / "ingested").is_dir():
+        from compress.kit.ingesting import reapply
+
+        for sentence in reapply(place):
+            sink(sentence)
+        summary = read_report(place)
     write_cards(summary, place)
     return RunResult(place, summary, tuple(state.failed_gates))
 

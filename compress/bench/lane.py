@@ -153,6 +153,7 @@ class Lane:
     def measurement(self, sequence: Sequence[int]) -> Measurement:
         """Build the row. A launch without a single round is dropped from the samples; cold costs are medians."""
         manifest, lengths = self.subject.artifact.manifest, self.subject.encoded.lengths
+        timed = [] if self.target.evidence == "emulated" else list(sequence)
         facts = {"status": "ok"} | self.facts | _medians(self.cold) | self.usage.facts()
         return Measurement(
             subject=self.subject.label,
@@ -166,8 +167,8 @@ class Lane:
             memory_limit_bytes=self.target.memory_bytes,
             samples_ms=[launch for launch in self.samples if launch],
             end_to_end_ms=[launch for launch in self.end_to_end if launch],
-            input_indices=list(sequence),
-            input_tokens=[int(lengths[index]) for index in sequence],
+            input_indices=timed,
+            input_tokens=[int(lengths[index]) for index in timed],
             warnings=list(dict.fromkeys(self.warnings)),
             not_measured=self.not_measured,
             **facts,

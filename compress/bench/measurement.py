@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.runtimes.target import Evidence
 
 Status = Literal["ok", "skipped", "failed", "oom"]
+COSTS = (
+    "samples_ms",
+    "end_to_end_ms",
+    "load_ms",
+    "first_ms",
+    "import_rss_bytes",
+    "peak_rss_bytes",
+    "memory_phases",
+    "gpu_allocator_bytes",
+    "gpu_process_bytes",
+    "energy_joules",
+    "throughput_per_s",
+    "throughputs",
+    "scenarios",
+)
+"""Fields that cost time, memory or energy to fill: an emulated row has none of them."""
 
 
 class Measurement(BaseModel):
@@ -69,8 +85,16 @@ class Measurement(BaseModel):
         default_factory=dict, description='what an ok row lacks -> why: "throughput", "end_to_end"'
     )
     outputs: np.ndarray | None = Field(
-        None, exclude=True, repr=False, description="(n, labels) float32 of every example; not part of the JSON"
+        None, exclude=True, repr=False, description="(n, labels) float32 of the examples; not part of the JSON"
     )
+    examples: list[int] | None = Field(None, description="the examples of ``outputs``, ascending; null = all of them")
+
+    @model_validator(mode="after")
+    def _no_emulated_costs(self) -> Self:
+        found = [name for name in COSTS if getattr(self, name) not in (None, [])]
+        if self.evidence == "emulated" and found:
+            raise ValueError(f"an emulated row has accuracy and agreement only, not {', '.join(found)}")
+        return self
 
     @property
     def flat_ms(self) -> np.ndarray:

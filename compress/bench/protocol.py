@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from compress.bench import idle
+from compress.bench.emulation import NO_TIMES, emulated_part, run_emulated
 from compress.bench.energy import Meter, find_meter
 from compress.bench.examples import save_rows
 from compress.bench.inspecting import Inspection, fits, inspect, predict
@@ -87,16 +88,23 @@ def measure(
     sequence = _sequence([subject.encoded for subject in subjects], settings.inputs, seed)
     for lane in lanes:
         found = runtimes.get(lane.target.runtime)().available(lane.target)
-        if not found.ok:
-            lane.stopped("skipped", found.reason)
+        if not found.ok or (latency_only and lane.target.evidence == "emulated"):
+            lane.stopped("skipped", found.reason or NO_TIMES)
     groups: dict[tuple[str, int], list[Lane]] = {}
     for lane in lanes:
-        if "status" not in lane.facts:
+        if "status" not in lane.facts and lane.target.evidence != "emulated":
             groups.setdefault((lane.target.device, thread_count(lane.target)), []).append(lane)
     for group in groups.values():
         with tempfile.TemporaryDirectory(dir=work) as folder:
             plan = Plan(sequence, settings, latency_only, batch_size, clock)
             _Group(group, plan, Path(folder), emit, clock).measure()
+    emulated = [lane for lane in lanes if lane.target.evidence == "emulated" and "status" not in lane.facts]
+    if emulated:
+        part = emulated_part(len(lanes[0].subject.encoded), settings.emulated_examples, seed)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            found_facts = run_emulated([lane.subject for lane in emulated], part, work=Path(folder), emit=emit)
+        for lane, facts in zip(emulated, found_facts, strict=True):
+            lane.facts |= facts
     return [lane.measurement(sequence) for lane in lanes]
 
 

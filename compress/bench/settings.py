@@ -78,3 +78,6 @@ class MeasureSettings(BaseModel):
         gt=0,
         description="what the server scenario's 99th percentile must keep; null = twice that of the slowest artifact",
     )
+    emulated_examples: int = Field(
+        200, ge=1, description="examples that emulated targets answer, drawn once: emulation is slow"
+    )

@@ -15,6 +15,7 @@ from compress.bench.statistics import paired_difference
 from compress.data.sources import read_rows
 from compress.errors import UsageError
 from compress.passes.base import Progress
+from compress.pipeline.emulated import part_of
 from compress.pipeline.measuring import Baseline
 from compress.pipeline.scores import accuracy_of
 from compress.pipeline.timings import latency_of, speedup_over
@@ -115,7 +116,7 @@ def bench_artifacts(
 
 def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target, task: Task, answers: Any) -> BenchRow:
     """Compare accuracy with ``base``, and speed with ``beside``: the first row of the same group, on ``target``."""
-    score, first = _score(m, task, answers), _score(base, task, answers)
+    score, first = _score(m, task, answers), _score(base, task, answers, m)
     fields: dict[str, Any] = {}
     if score is not None:
         accuracy = accuracy_of(score)
@@ -162,8 +163,13 @@ def _on_clock(m: Measurement, clock: str) -> Measurement:
     return m.model_copy(update={"samples_ms": getattr(m, clock)})
 
 
-def _score(m: Measurement, task: Task, answers: Any) -> Score | None:
-    return None if m.outputs is None or answers is None else task.score(m.outputs, answers)
+def _score(m: Measurement, task: Task, answers: Any, like: Measurement | None = None) -> Score | None:
+    """Score a measurement, on the examples of ``like`` if it ran no more than a part of them."""
+    if m.outputs is None or answers is None:
+        return None
+    if like is not None and like.examples is not None and m.examples is None:
+        return task.score(part_of(m.outputs, like), part_of(answers, like))
+    return task.score(m.outputs, part_of(answers, m))
 
 
 def _own_target(artifact: Artifact) -> Target:

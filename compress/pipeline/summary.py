@@ -12,6 +12,7 @@ from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.data.config import Source
 from compress.pipeline.checking import GateResult
+from compress.pipeline.emulated import environment_of
 from compress.pipeline.examples import changed_examples
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
@@ -51,7 +52,7 @@ def summarise(state: RunState, measured: Measured, command: str, *, examples: bo
         subject=_subject(state),
         steps=tuple(_steps(state)),
         data=_data(state, measured.split),
-        targets=tuple(_target(target) for target in measured.targets),
+        targets=tuple(_target(target, measured) for target in measured.targets),
         rows=tuple(rows),
         stages=tuple(stages(state, measured, rows, verdict)),
         searches=tuple(latency_searches(state, measured)),
@@ -201,7 +202,7 @@ def _data(state: RunState, split: str) -> report.Data:
     )
 
 
-def _target(target: Target) -> report.TargetRecord:
+def _target(target: Target, measured: Measured) -> report.TargetRecord:
     available = runtimes.get(target.runtime)().available(target)
     return report.TargetRecord(
         name=target.name,
@@ -213,6 +214,7 @@ def _target(target: Target) -> report.TargetRecord:
         evidence=target.evidence,
         available=available.ok,
         reason=available.reason,
+        environment=environment_of(target, measured.measurements),
     )
 
 
@@ -260,6 +262,12 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
         yield (
             "A proxy target limits threads and memory on this machine; "
             "it shows what fits and ratios, not a board's milliseconds."
+        )
+    if any(target.evidence == "emulated" for target in measured.targets):
+        n = max((len(m.examples) for m in measured.measurements if m.examples is not None), default=0)
+        yield (
+            f"Emulated rows answer {n} examples, drawn once, under an emulated CPU: accuracy and agreement only; "
+            "their intervals are wider than those of rows on all examples."
         )
     trained = [
         s.id

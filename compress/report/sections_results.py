@@ -291,13 +291,22 @@ def footnotes(rows: list[Row]) -> tuple[str, ...]:
     steps: dict[str, list[str]] = {}
     for row in rows:
         missing = [f"{what} not measured: {why}" for what, why in row.not_measured.items()]
-        for sentence in dict.fromkeys([*missing, *row.warnings]):
+        for sentence in dict.fromkeys([*missing, *_twin(row), *row.warnings]):
             steps.setdefault(sentence, []).append(row.step)
     every = len({row.step for row in rows})
     return tuple(
         f"{'every row' if 1 < every == len(names) else ', '.join(names)}: {sentence}"
         for sentence, names in steps.items()
     )
+
+
+def _twin(row: Row) -> tuple[str, ...]:
+    """Say how an emulated row's answers compare with the same artifact's on this machine."""
+    twin = row.twin
+    if twin is None:
+        return ()
+    where = f"emulated ({row.isa})" if row.isa else "emulated"
+    return (f"{where}: same answer as on {twin.target} for {twin.same} of {twin.n}, outputs within {twin.max_abs:.2g}",)
 
 
 def gaps(lines: Iterable[TableRow]) -> tuple[str, ...]:

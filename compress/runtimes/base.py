@@ -115,6 +115,7 @@ class Runtime(ABC):
 runtimes: Registry[Runtime] = Registry("runtime", Runtime, group="mcompress.runtimes")  # type: ignore[type-abstract]
 runtimes.register("torch", "compress.runtimes.torch:TorchRuntime")
 runtimes.register("onnxruntime", "compress.runtimes.onnxruntime:OnnxRuntime")
+runtimes.register("onnxruntime-arm64", "compress.runtimes.onnxruntime_arm64:OnnxRuntimeArm64")
 runtimes.register("openvino", "compress.runtimes.openvino:OpenvinoRuntime")
 runtimes.register("tensorrt", "compress.runtimes.tensorrt:TensorrtRuntime")
 

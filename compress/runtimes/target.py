@@ -32,12 +32,19 @@ class Target(BaseModel):
     isa: Isa | None = Field(
         None, description="highest x86 level that kernels may use; avx512 is without VNNI; null = all that the CPU has"
     )
+    emulate: str | None = Field(None, description="CPU model that qemu emulates; such a target has no times")
     evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
 
     @model_validator(mode="after")
     def _isa_is_of_a_cpu(self) -> Target:
         if self.isa is not None and self.device != "cpu":
             raise ValueError("`isa` caps the instructions of a CPU; leave it out, or set `device: cpu`")
+        return self
+
+    @model_validator(mode="after")
+    def _emulated_is_said(self) -> Target:
+        if self.emulate is not None and self.evidence != "emulated":
+            raise ValueError("a target with `emulate` has `evidence: emulated`")
         return self
 
     @property

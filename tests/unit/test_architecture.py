@@ -30,6 +30,7 @@ LAYERS = (
     {"recipe"},
     {"report"},
     {"pipeline", "predictor"},
+    {"kit"},
     {"api"},
     {"cli"},
     {"__main__"},
