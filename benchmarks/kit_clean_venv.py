@@ -60,7 +60,7 @@ def check(before: Report, after: Report, target: str) -> int:
     wrong = 0
     for row in (row for row in after.rows if row.target == target):
         own = next((it for it in before.rows if it.step == row.step and same_place(before, it)), None)
-        same = own is not None and row.accuracy == own.accuracy
+        same = own is not None and score(row) == score(own)
         wrong += not same
         if row.accuracy is not None and row.latency is not None:
             print(
@@ -70,6 +70,10 @@ def check(before: Report, after: Report, target: str) -> int:
         else:
             print(f"{row.step} on {target}: {row.status}: {row.reason}")
     return 1 if wrong else 0
+
+
+def score(row: Row) -> tuple[float, int] | None:
+    return None if row.accuracy is None else (row.accuracy.value, row.accuracy.n)
 
 
 def same_place(report: Report, row: Row) -> bool:

@@ -123,18 +123,22 @@ def _recall(run: Path, digest: str) -> _Memory:
     place = run / KITS / digest[:16]
     try:
         plain = json.loads((place / "kit.json").read_text(encoding="utf-8"))
-        if plain["kit"]["digest"] != digest:
-            raise KeyError(digest)
         with np.load(place / "answers.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        task = task_from(plain["task"])
+        task, known = task_from(plain["task"]), plain["kit"]["digest"]
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            "The result is of a kit that was not made from this run.",
-            value=f"kit {digest[:12]}",
-            fix="Name the run that the kit was made from (`--into RUN`), or write the kit again.",
-        ) from error
+        raise _another_run(digest) from error
+    if known != digest:
+        raise _another_run(digest)
     return _Memory(plain["kit"], task, plain["reference"], arrays.get("targets"), arrays.get("reference"))
+
+
+def _another_run(digest: str) -> UsageError:
+    return UsageError(
+        "The result is of a kit that was not made from this run.",
+        value=f"kit {digest[:12]}",
+        fix="Name the run that the kit was made from (`--into RUN`), or write the kit again.",
+    )
 
 
 def _target_record(result: Result) -> report.TargetRecord:
@@ -257,7 +261,7 @@ def _accuracy(memory: _Memory, m: Measurement) -> dict[str, Any]:
     if m.outputs is None or memory.targets is None:
         return {}
     score: Score = memory.task.score(m.outputs, memory.targets)
-    fields: dict[str, Any] = {"accuracy": accuracy_of(score)}
+    fields: dict[str, Any] = {"accuracy": accuracy_of(score, m.outputs)}
     if memory.outputs is not None:
         base = memory.task.score(memory.outputs, memory.targets)
         fields["difference"] = difference(memory.reference, base, score)

@@ -29,6 +29,10 @@ BACKENDS = {
 WINDOW = 10
 
 
+class DeviceError(Exception):
+    """This device cannot do what was asked; the message goes into the result."""
+
+
 # The child: one opened model.
 
 
@@ -41,7 +45,8 @@ def child() -> int:
         try:
             answer: dict[str, Any] = {"ok": globals()[f"do_{job.pop('op')}"](opened, **job)}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            said = " ".join(str(error).split())
+            answer = {"error": said if isinstance(error, DeviceError) else f"{type(error).__name__}: {said}"}
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 
@@ -152,7 +157,7 @@ def open_onnxruntime(ort: Any, opened: dict[str, Any], settings: dict[str, Any])
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
     session = ort.InferenceSession(str(HERE / opened["model"]["file"]), options, providers=providers)
     if session.get_providers()[0] != provider:
-        raise RuntimeError(f"{provider} is not there; this onnxruntime has {', '.join(ort.get_available_providers())}")
+        raise DeviceError(f"{provider} is not there; this onnxruntime has {', '.join(ort.get_available_providers())}")
     output = opened["model"]["output"]
     return lambda feeds: session.run([output], feeds)[0].astype("float32", copy=False)
 
@@ -196,7 +201,7 @@ def open_tensorrt(trt: Any, opened: dict[str, Any], settings: dict[str, Any]) ->
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(HERE / opened["model"]["file"])):
-        raise RuntimeError("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+        raise DeviceError("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     arrays = opened["arrays"]
     lengths = np.diff(arrays["offsets"]) if "offsets" in arrays else np.array([1])
@@ -212,7 +217,7 @@ def open_tensorrt(trt: Any, opened: dict[str, Any], settings: dict[str, Any]) ->
     plan = builder.build_serialized_network(network, config)
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan) if plan is not None else None
     if engine is None:
-        raise RuntimeError("TensorRT could not build the engine; its messages stand above")
+        raise DeviceError("TensorRT could not build the engine; its messages stand above")
     return Engine(trt, engine, opened["model"]["output"]).run
 
 
@@ -223,7 +228,7 @@ class Engine:
         names = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "cudart64_12.dll")
         self.cuda = next((found for name in names if (found := _library(name))), None)
         if self.cuda is None:
-            raise RuntimeError(f"the CUDA runtime library is not found: {', '.join(names)}")
+            raise DeviceError(f"the CUDA runtime library is not found: {', '.join(names)}")
         self.trt, self.engine, self.output = trt, engine, output
         self.context, self.stream = engine.create_execution_context(), ctypes.c_void_p()
         self.call("cudaStreamCreate", ctypes.byref(self.stream))
@@ -242,7 +247,7 @@ class Engine:
         out = np.empty(shape, dtype=self.trt.nptype(self.engine.get_tensor_dtype(self.output)))
         self.context.set_tensor_address(self.output, self.buffer(self.output, out.nbytes).value)
         if not self.context.execute_async_v3(self.stream.value):
-            raise RuntimeError("TensorRT refused to run the engine")
+            raise DeviceError("TensorRT refused to run the engine")
         self.copy(out.ctypes.data_as(ctypes.c_void_p), self.buffer(self.output, out.nbytes), out.nbytes, 2)
         self.call("cudaStreamSynchronize", self.stream)
         return out.astype("float32", copy=False)
@@ -261,7 +266,7 @@ class Engine:
     def call(self, name: str, *arguments: Any) -> None:
         code = getattr(self.cuda, name)(*arguments)
         if code != 0:
-            raise RuntimeError(f"{name} returned the CUDA error {code}")
+            raise DeviceError(f"{name} returned the CUDA error {code}")
 
 
 def _library(name: str) -> Any:

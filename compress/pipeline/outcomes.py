@@ -39,12 +39,12 @@ class Outcomes(BaseModel):
 
 
 def outcomes_of(state: RunState, measured: Measured) -> Outcomes | None:
-    """Collect the outcomes of every row that has a score; None if there is none."""
+    """Collect the outcomes of every row that has a score on all examples; None if there is none."""
     rows: dict[str, dict[str, str | list[float]]] = {}
     metric = ""
     for m in measured.measurements:
         score = score_of(state, m, measured.answers)
-        if score is not None:
+        if score is not None and m.examples is None:
             metric = score.metric
             rows.setdefault(m.subject, {})[m.target] = _compact(score.outcomes)
     if not rows:

@@ -13,6 +13,8 @@ from compress.runtimes.target import Target
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
 _ARM = frozenset({"aarch64", "arm64"})
+_WITHOUT_DOT = frozenset({"cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72"})
+"""CPU models of qemu that have no dot product."""
 _X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
 
 
@@ -50,6 +52,8 @@ def isa_name(flags: Iterable[str] | None = None, machine: str | None = None) -> 
 
 def isa_of(target: Target | None) -> str:
     """Return the instruction set that 8-bit products run on, where a target's cap hides what lies above it."""
+    if target is not None and target.emulate is not None:
+        return "arm64" if target.emulate in _WITHOUT_DOT else "arm64-dot"
     return isa_name(target_flags(target))
 
 
@@ -76,8 +80,9 @@ def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tup
 def reduced_range_for(target: Target | None) -> tuple[bool, str]:
     """Say whether INT8 weights for a target must keep to 7 bits, and why.
 
-    None and CPU targets mean this machine, as far as the target's cap lets it be used.
+    None and CPU targets mean this machine, as far as the target's cap lets it be used, or the CPU it emulates.
     """
     if target is not None and target.device == "cuda":
         return False, f"the target {target.name} is a GPU, which accumulates in 32 bits"
-    return needs_reduced_range(target_flags(target))
+    rule = rules_for("onnxruntime").isa[isa_of(target)]
+    return rule.weight_bits == 7, rule.reason

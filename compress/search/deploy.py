@@ -116,7 +116,7 @@ def require_onnx_target(target: Target) -> None:
     """Check that models can be timed on a target here as ONNX files.
 
     Raises:
-        UsageError: its runtime opens no ONNX files.
+        UsageError: its runtime opens no ONNX files, or it is emulated and has no times.
         MissingCapabilityError: it needs what is not here.
     """
     if target.runtime == "tensorrt":
@@ -130,6 +130,12 @@ def require_onnx_target(target: Target) -> None:
             "A latency is searched for on a runtime that opens ONNX files.",
             value=f"{target.name} runs on {target.runtime}",
             fix="Use ort-cpu-1t, ort-cpu or openvino-cpu-1t as the target of the search.",
+        )
+    if target.evidence == "emulated":
+        raise UsageError(
+            "A latency cannot be searched for on an emulated processor: its times say nothing about the device.",
+            value=target.name,
+            fix="Search for ort-cpu-1t, name the emulated target in `measure.targets`, or time a kit on the device.",
         )
     runtimes.get(target.runtime)().require(target)
 

@@ -15,13 +15,15 @@ from compress.bench.emulation import emulated_part
 from compress.bench.measurement import COSTS, Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
 from compress.data.encoded import Encoded
-from compress.errors import MissingCapabilityError, RecipeError
+from compress.errors import MissingCapabilityError, RecipeError, UsageError
 from compress.pipeline.emulated import isa_of, part_of, twin_of
+from compress.quantization.isa import reduced_range_for
 from compress.report import model as report
 from compress.runtimes import arm64_root, arm64_setup
 from compress.runtimes.arm64_root import why_no_arm64
 from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target, builtin_targets, find_target, parse_target
+from compress.search.deploy import require_onnx_target
 from compress.tasks.text_classification import TextClassification
 
 EMULATED = [target for target in builtin_targets().values() if target.evidence == "emulated"]
@@ -121,6 +123,15 @@ def test_a_search_for_a_time_does_not_run_an_emulator(
     subject = Subject("a", tiny_onnx(), tiny_encoded, EMULATED[0])
     (found,) = measure([subject], settings=MeasureSettings(), work=tmp_path, latency_only=True)
     assert (found.status, found.reason) == ("skipped", "an emulator's time says nothing about the device")
+
+
+def test_int8_for_an_emulated_target_keeps_all_its_bits_and_no_latency_is_searched_there() -> None:
+    for target in EMULATED:
+        needed, reason = reduced_range_for(target)
+        assert not needed
+        assert "ARM" in reason
+        with pytest.raises(UsageError, match="emulated processor"):
+            require_onnx_target(target)
 
 
 @pytest.mark.parametrize(
