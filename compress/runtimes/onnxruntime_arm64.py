@@ -50,12 +50,13 @@ class _EmulatedSession(Session):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._cpu = target.emulate or ""
         words = [arm64_worker.__file__, arm64_folder() / "site", artifact.file(), thread_count(target)]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [*arm64_command(self._cpu), *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
+        self._open = {"process": process}
         try:
             self._facts = json.loads(str(self._receive()["facts"]))
         except BaseException:
@@ -65,7 +66,7 @@ class _EmulatedSession(Session):
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
         buffer = io.BytesIO()
         np.savez(buffer, **batch)  # type: ignore[arg-type]
-        stdin = self._process.stdin
+        stdin = self._open["process"].stdin
         try:
             if stdin is not None:
                 stdin.write(len(buffer.getvalue()).to_bytes(8, "big") + buffer.getvalue())
@@ -79,9 +80,11 @@ class _EmulatedSession(Session):
         return {"emulated_cpu": self._cpu, **self._facts}
 
     def close(self) -> None:
-        process = self._process
+        process = self._open.pop("process", None)
+        if process is None:
+            return
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None and not pipe.closed:
+            if pipe is not None:
                 try:
                     pipe.close()
                 except BrokenPipeError:
@@ -94,13 +97,14 @@ class _EmulatedSession(Session):
         self._errors.close()
 
     def _receive(self) -> dict[str, np.ndarray]:
-        stdout = self._process.stdout
+        process = self._open["process"]
+        stdout = process.stdout
         head = stdout.read(8) if stdout is not None else b""
         body = stdout.read(int.from_bytes(head, "big")) if stdout is not None and len(head) == 8 else b""
         if not body:
             raise RunError(
                 f"The emulated arm64 process ended ({self._cpu}).",
-                value=f"exit code {self._process.wait()}: {self._said()}",
+                value=f"exit code {process.wait()}: {self._said()}",
                 fix="Make the root again (`mcompress arm64 setup --force`); newer wheels crash under old emulators.",
             )
         with np.load(io.BytesIO(body), allow_pickle=False) as file:

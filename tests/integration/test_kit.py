@@ -141,6 +141,7 @@ def test_runner_refuses_a_changed_folder(run: Path, tmp_path: Path) -> None:
     assert "models/export/model.onnx" in done.stderr
 
 
+@pytest.mark.slow
 def test_openvino_and_torch_kits_agree_with_the_run(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     folder = run
