@@ -232,7 +232,7 @@ def _measurement(
     model: ModelResult, known: Mapping[str, Any], result: Result, memory: _Memory, place: Target
 ) -> Measurement:
     warnings = list(model.warnings)
-    if model.golden_max_abs is not None:
+    if model.golden_max_abs:
         warnings.append(f"golden outputs differ by at most {model.golden_max_abs:.2g} from those of the kit")
     return Measurement(
         subject=model.name,
