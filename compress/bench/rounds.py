@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -48,12 +49,26 @@ def half_widths(series: Sequence[Series]) -> list[float]:
     return [half_width(series[0], other) for other in series[1:]]
 
 
+def launch_share(launches: int) -> float:
+    """Return how much wider the interval of one launch may be than that of all together.
+
+    The mean of k launches is sqrt(k) times as precise as one of them, but its interval is formed from k values only:
+    it takes Student's t with k - 1 degrees of freedom where a launch of many rounds takes the normal quantile. 1 for
+    one launch, 0.79 for three, 1.58 for five.
+    """
+    from scipy.stats import norm, t
+
+    if launches == 1:
+        return 1.0
+    return float(launches**0.5 * norm.ppf(0.975) / t.ppf(0.975, launches - 1))
+
+
 @dataclass
 class Pace:
     """The time of one group, shared by its launches, and what ended the rounds of each.
 
-    A launch that ends early leaves its time to those after it. Each launch carries an equal share of the precision:
-    the mean of k launches is sqrt(k) times as precise as one of them, so one of them may be that much wider.
+    A launch that ends early leaves its time to those after it. Each launch carries an equal share of the precision,
+    see ``launch_share``.
 
     Args:
         clock: seconds.
@@ -128,7 +143,7 @@ class Pace:
         if self.settings.precision is None:
             return False
         now = [each[-1:] for each in series if each and each[-1]]
-        share = self.settings.precision * self.settings.launches**0.5
+        share = self.settings.precision * launch_share(self.settings.launches)
         return bool(now) and all(width <= share for width in half_widths(now))
 
 
@@ -146,6 +161,7 @@ def missed_precision(series: Sequence[Series], pace: Pace) -> list[str]:
     for i, width in zip(timed if len(timed) == 1 else timed[1:], widths, strict=True):
         if width > wanted:
             rounds = sum(len(launch) for launch in series[i])
-            reached = f"precision of ±{100 * wanted:.2g} % not reached: ±{100 * width:.2g} %"
-            out[i] = f"{reached} after {rounds} rounds, {pace.why()}"
+            reached = f"±{100 * width:.2g} %" if math.isfinite(width) else "no interval"
+            after = f"after {rounds} round{'s' * (rounds > 1)}"
+            out[i] = f"precision of ±{100 * wanted:.2g} % not reached: {reached} {after}, {pace.why()}"
     return out

@@ -18,7 +18,7 @@ from compress.bench import idle, lane, protocol
 from compress.bench.launch import ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
-from compress.bench.rounds import Pace, half_widths, rotated
+from compress.bench.rounds import Pace, half_widths, launch_share, rotated
 from compress.bench.timing_statistics import ratio_of_totals
 from compress.data.encoded import Encoded
 from compress.pipeline.costs import costs_of
@@ -235,6 +235,19 @@ def test_a_row_alone_is_measured_to_the_precision_of_its_own_total(
     row = run(subjects[:1], rounds=6)[0]
     assert [len(launch) for launch in row.samples_ms] == [6, 6, 6]
     assert row.warnings[-1].startswith("precision of ±1 % not reached")
+
+
+def test_a_single_round_has_no_precision_at_all(fake: type[FakeChild], run: Callable[..., list[Measurement]]) -> None:
+    rows = run(launches=1, rounds=1)
+    assert rows[1].warnings[-1] == (
+        "precision of ±1 % not reached: no interval after 1 round, no more than 1 per launch are run"
+    )
+
+
+def test_share_of_a_launch_makes_equal_launches_as_precise_as_asked_together() -> None:
+    assert launch_share(1) == 1.0
+    assert launch_share(3) == pytest.approx(3**0.5 * 1.959964 / 4.302653, rel=1e-6)
+    assert launch_share(5) == pytest.approx(5**0.5 * 1.959964 / 2.776445, rel=1e-6)
 
 
 def test_cold_costs_are_medians_over_the_launches(run: Callable[..., list[Measurement]]) -> None:
