@@ -76,7 +76,7 @@ def test_two_subjects_side_by_side(tiny_onnx: Callable[..., Artifact], tiny_enco
         assert row.peak_rss_bytes is not None
         assert 10 * MIB < row.import_rss_bytes <= row.peak_rss_bytes
         assert (row.throughput_per_s or 0) > 0
-        assert [(point["batch"], len(point["per_s"])) for point in row.throughputs] == [(1, 6), (4, 6)]
+        assert [(point["batch"], len(point["per_s"]) >= 3) for point in row.throughputs] == [(1, True), (4, True)]
         assert (row.load_ms or 0) > 0
         assert (row.first_ms or 0) > 0
         assert (row.throughput_batch, row.threads, len(row.pinned_cores)) == (4, 1, 1)
