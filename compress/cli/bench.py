@@ -17,15 +17,31 @@ def bench(
     targets: str = typer.Option("", "--targets", help="Targets, comma-separated; each artifact's own if left out."),
     inputs: int = typer.Option(100, "--inputs", min=1, help="Examples in the timed sequence."),
     rounds: int = typer.Option(7, "--rounds", min=3, help="Passes over the sequence."),
+    scenarios: str = typer.Option(
+        "", "--scenarios", help="MLPerf-style, with LoadGen: single-stream, offline, server; comma-separated."
+    ),
+    server_latency_ms: float = typer.Option(
+        None, "--server-latency-ms", min=0.001, help="What the server scenario's 99th percentile must keep."
+    ),
     json_: bool = JsonOption,
 ) -> None:
     """Measure artifacts side by side: accuracy, latency, throughput, memory, each in a fresh process."""
     from compress.pipeline.benching import bench_artifacts
+    from compress.pipeline.loads import load_lines
 
     progress = ProgressPrinter()
     try:
-        names = [name.strip() for name in targets.split(",") if name.strip()]
-        rows = bench_artifacts(folders, data, names, inputs=inputs, rounds=rounds, emit=progress)
+        names, loads = ([word.strip() for word in text.split(",") if word.strip()] for text in (targets, scenarios))
+        rows = bench_artifacts(
+            folders,
+            data,
+            names,
+            inputs=inputs,
+            rounds=rounds,
+            emit=progress,
+            scenarios=loads,
+            server_latency_ms=server_latency_ms,
+        )
     finally:
         progress.close()
     if json_:
@@ -39,3 +55,4 @@ def bench(
     width = min(console.width, 110)
     for line in bench_lines(rows, width, "─" if console.is_terminal else "-"):
         console.print(line, width=width)
+    print("\n".join(load_lines(rows)))

@@ -13,13 +13,16 @@ from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.bench.settings import MeasureSettings
 from compress.bench.statistics import paired_difference
 from compress.data.sources import read_rows
-from compress.errors import UsageError
+from compress.errors import UsageError, did_you_mean
 from compress.passes.base import Progress
 from compress.pipeline.emulated import part_of
 from compress.pipeline.measuring import Baseline
+from compress.pipeline.scenarios import missing_scenarios, scenarios_of
 from compress.pipeline.scores import accuracy_of
+from compress.pipeline.throughput import missing_throughputs, throughputs_of
 from compress.pipeline.timings import latency_of, speedup_over
 from compress.report.frozen import Unit
+from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
 from compress.runtimes.target import Target, find_target
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
@@ -61,12 +64,23 @@ class BenchRow(BaseModel):
     end_to_end_speedup_high: float | None = None
     end_to_end_speedup_text: str = ""
     throughput_per_s: float | None = None
+    throughputs: tuple[ThroughputPoint, ...] = ()
+    scenarios: tuple[ScenarioResult, ...] = ()
+    not_measured: dict[str, str] = {}
     peak_rss_bytes: int | None = None
     warnings: list[str] = []
 
 
 def bench_artifacts(
-    folders: Sequence[Path], data: Path, targets: Sequence[str], *, inputs: int, rounds: int, emit: Progress
+    folders: Sequence[Path],
+    data: Path,
+    targets: Sequence[str],
+    *,
+    inputs: int,
+    rounds: int,
+    emit: Progress,
+    scenarios: Sequence[str] = (),
+    server_latency_ms: float | None = None,
 ) -> list[BenchRow]:
     """Measure artifacts on the same examples, interleaved in one run.
 
@@ -75,6 +89,8 @@ def bench_artifacts(
         data: one labelled file with the task's columns.
         targets: names or YAML paths; empty = each artifact's usual CPU target.
         inputs, rounds: size of the timed sequence and passes over it.
+        scenarios: MLPerf-style scenarios to run with LoadGen.
+        server_latency_ms: what the server scenario's 99th percentile must keep; None = derived.
 
     Raises:
         UsageError: tasks differ, or nothing fits the targets.
@@ -101,7 +117,9 @@ def bench_artifacts(
         raise UsageError(
             "No artifact fits any of the targets.", value=", ".join(targets), fix="See `mcompress ls targets`."
         )
-    settings = MeasureSettings(inputs=inputs, rounds=rounds)
+    settings = MeasureSettings(
+        inputs=inputs, rounds=rounds, scenarios=_scenarios(scenarios), server_latency_ms=server_latency_ms
+    )
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
@@ -135,10 +153,21 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target,
         reason=m.reason,
         size_mb=m.size_bytes / 1e6,
         throughput_per_s=m.throughput_per_s,
+        throughputs=throughputs_of(m),
+        scenarios=scenarios_of(m),
+        not_measured=missing_throughputs(m) | missing_scenarios(m),
         peak_rss_bytes=m.peak_rss_bytes,
         warnings=m.warnings,
         **fields,
     )
+
+
+def _scenarios(names: Sequence[str]) -> list[Scenario]:
+    known: list[Scenario] = ["single-stream", "offline", "server"]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"Unknown scenario {name!r}.", fix=did_you_mean(name, known))
+    return [name for name in known if name in names]
 
 
 def _times(prefix: str, place: Baseline, m: Measurement, beside: Measurement | None) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from compress.errors import MissingCapabilityError, RunError, UsageError
 from compress.runtimes.target import Target, find_target
 
 TINY = MeasureSettings(
-    inputs=6, launches=1, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01
+    inputs=6,
+    launches=1,
+    rounds=3,
+    seconds=60,
+    warmup_seconds=0,
+    throughput_batch=4,
+    throughput_batches=[1],
+    throughput_seconds=0.01,
 )
 MIB = 2**20
 ONE_THREAD = find_target("ort-cpu-1t")
@@ -70,6 +77,7 @@ def test_two_subjects_side_by_side(tiny_onnx: Callable[..., Artifact], tiny_enco
         assert row.peak_rss_bytes is not None
         assert 10 * MIB < row.import_rss_bytes <= row.peak_rss_bytes
         assert (row.throughput_per_s or 0) > 0
+        assert [(point["batch"], len(point["per_s"]) >= 3) for point in row.throughputs] == [(1, True), (4, True)]
         assert (row.load_ms or 0) > 0
         assert (row.first_ms or 0) > 0
         assert (row.throughput_batch, row.threads, len(row.pinned_cores)) == (4, 1, 1)
@@ -299,6 +307,24 @@ def test_edge_target_runs_under_its_limit(
     assert (row.status, row.evidence, row.memory_limit_bytes) == ("ok", "proxy", 512 * MIB)
     assert (row.memory_limit_by or "").startswith("cgroup v")
     assert (row.peak_rss_bytes or 0) < 512 * MIB
+
+
+@pytest.mark.usefixtures("permitted_group")
+def test_a_model_of_91_mb_does_not_fit_128_mib(
+    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
+) -> None:
+    large, small = tiny_onnx("large", hidden=437_500), tiny_onnx("small")
+    assert large.size_bytes == pytest.approx(91e6, rel=0.01)
+    pairs = [(large, "edge-128m"), (small, "edge-128m"), (large, "edge-512m")]
+    subjects = [Subject(artifact.path.name, artifact, tiny_encoded, find_target(name)) for artifact, name in pairs]
+    rows = measure(subjects, settings=TINY, work=tmp_path)
+    assert [(row.subject, row.target, row.status) for row in rows] == [
+        ("large", "edge-128m", "oom"),
+        ("small", "edge-128m", "ok"),
+        ("large", "edge-512m", "ok"),
+    ]
+    assert "128 MiB" in rows[0].reason
+    assert rows[0].samples_ms == []
 
 
 @pytest.mark.parametrize(("limit", "status"), [(8 * MIB, "oom"), (4096 * MIB, "ok")])

@@ -226,16 +226,19 @@ def test_tables_name_every_key_and_no_other(page: str, heading: str, expected: s
 
 def test_targets_page_lists_the_built_in_targets_as_they_are() -> None:
     text = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    table = text.partition("| name | runtime |")[2].partition("\n\n")[0]
     rows = {
-        cells[0].strip("`"): cells for line in text.splitlines() if len(cells := line.strip("| ").split(" | ")) == 6
+        cells[0].strip("`"): cells for line in table.splitlines() if len(cells := line.strip("| ").split(" | ")) == 7
     }
+    assert rows.keys() - {"---"} == builtin_targets().keys()
     for name, target in builtin_targets().items():
         assert rows[name][2].lower() == target.device
         assert rows[name][3] == (
             str(target.threads) if target.threads else "every core" if target.device == "cpu" else "–"
         )
         assert rows[name][4] == (f"{target.memory_bytes // 2**20} MiB" if target.memory_bytes else "–")
-        assert rows[name][5] == target.evidence
+        assert rows[name][5] == (target.isa or "–")
+        assert rows[name][6] == target.evidence
 
 
 def test_python_page_names_the_whole_interface() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,23 +20,33 @@ from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count, usable_cores
 from compress.runtimes.target import Target, builtin_targets, find_target
 
+MIB = 2**20
 EXPECTED = {
-    "edge-512m": ("onnxruntime", "cpu", 1, 512 * 2**20, "proxy"),
-    "openvino-cpu-1t": ("openvino", "cpu", 1, None, "measured"),
-    "ort-cpu": ("onnxruntime", "cpu", None, None, "measured"),
-    "ort-cpu-1t": ("onnxruntime", "cpu", 1, None, "measured"),
-    "tensorrt": ("tensorrt", "cuda", None, None, "measured"),
-    "torch-cpu-1t": ("torch", "cpu", 1, None, "measured"),
-    "torch-cuda": ("torch", "cuda", None, None, "measured"),
+    "edge-128m": ("onnxruntime", "cpu", 1, 128 * MIB, None, "proxy"),
+    "edge-1g": ("onnxruntime", "cpu", 1, 1024 * MIB, None, "proxy"),
+    "edge-256m": ("onnxruntime", "cpu", 1, 256 * MIB, None, "proxy"),
+    "edge-512m": ("onnxruntime", "cpu", 1, 512 * MIB, None, "proxy"),
+    "openvino-cpu-1t": ("openvino", "cpu", 1, None, None, "measured"),
+    "openvino-cpu-1t-avx2": ("openvino", "cpu", 1, None, "avx2", "proxy"),
+    "ort-cpu": ("onnxruntime", "cpu", None, None, None, "measured"),
+    "ort-cpu-1t": ("onnxruntime", "cpu", 1, None, None, "measured"),
+    "ort-cpu-1t-avx2": ("onnxruntime", "cpu", 1, None, "avx2", "proxy"),
+    "tensorrt": ("tensorrt", "cuda", None, None, None, "measured"),
+    "torch-cpu-1t": ("torch", "cpu", 1, None, None, "measured"),
+    "torch-cuda": ("torch", "cuda", None, None, None, "measured"),
 }
 
 
 def test_builtin_targets_are_these() -> None:
     found = {
-        name: (t.runtime, t.device, t.threads, t.memory_bytes, t.evidence) for name, t in builtin_targets().items()
+        name: (t.runtime, t.device, t.threads, t.memory_bytes, t.isa, t.evidence)
+        for name, t in builtin_targets().items()
     }
     assert found == EXPECTED
-    assert all(target.description for target in builtin_targets().values())
+    assert all(len(target.description) > 20 for target in builtin_targets().values())
+    assert all(runtimes.get(target.runtime).kinds for target in builtin_targets().values())
+    limited = [t for t in builtin_targets().values() if t.memory_bytes or t.isa]
+    assert {t.evidence for t in limited} == {"proxy"}, "what stands in for another machine says so"
 
 
 def test_unknown_target_is_corrected() -> None:
@@ -187,6 +197,25 @@ def test_missing_input_is_an_error_with_its_name(tiny_onnx: Callable[..., Artifa
 def test_memory_limited_placement_opens_no_second_session(tiny_onnx: Callable[..., Artifact]) -> None:
     with onnxruntime.OnnxRuntime().open(tiny_onnx(), find_target("edge-512m")) as session:
         assert session.placement() == {"providers": ["CPUExecutionProvider"]}
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_streams_run_every_batch(name: str, tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> None:
+    pytest.importorskip(name)
+    target = Target(name="two", runtime=name, threads=2)
+    taken = 0
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal taken
+        for i in range(len(tiny_encoded)):
+            taken += 1
+            yield tiny_encoded.batch([i])
+
+    with runtimes.get(name)().open(tiny_onnx(), target) as session:
+        session.stream(2)(batches())
+        assert taken == len(tiny_encoded)
+        session.stream(1)(batches())
+        assert taken == 2 * len(tiny_encoded)
 
 
 def test_torch_session_sets_threads_and_puts_them_back(
