@@ -39,12 +39,13 @@ class Outcomes(BaseModel):
 
 
 def outcomes_of(state: RunState, measured: Measured) -> Outcomes | None:
-    """Collect the outcomes of every row that has a score; None if there is none."""
+    """Collect the outcomes of every row that answered the whole split; None if there is none."""
+    total = len(state.data[measured.split])
     rows: dict[str, dict[str, str | list[float]]] = {}
     metric = ""
     for m in measured.measurements:
         score = score_of(state, m, measured.answers)
-        if score is not None:
+        if score is not None and len(score.outcomes) == total:
             metric = score.metric
             rows.setdefault(m.subject, {})[m.target] = _compact(score.outcomes)
     if not rows:
