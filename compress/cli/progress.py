@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from rich.cells import cell_len, set_cell_size
-
 from compress.progress import Observed, StepStarted
 
 QUIET_SECONDS = 10.0
@@ -77,6 +75,8 @@ class ProgressPrinter:
         return " | ".join(parts)
 
     def _draw(self, text: str, now: float) -> None:
+        from rich.cells import cell_len, set_cell_size
+
         width = max(shutil.get_terminal_size().columns - 1, 20)
         shown = text if cell_len(text) <= width else _squeezed(text, width)
         size = cell_len(shown)
@@ -99,6 +99,8 @@ def duration(seconds: float) -> str:
 
 def _squeezed(text: str, width: int) -> str:
     """Shorten the activity, so that the count and the time left stay in sight."""
+    from rich.cells import cell_len, set_cell_size
+
     head, bar, tail = text.partition(" | ")
     room = width - cell_len(bar + tail) - 1
     if room < 10:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,43 @@ def test_a_torch_model_gets_the_recipe_that_trains(lab) -> None:
     assert [step.pass_.name for step in make_plan(recipe).steps][:2] == ["export", "quantize"]
     assert "no recipe" not in call("run", lab.model, "--out", lab.root / "x", code=2).stderr
     assert "is not a folder" in call("run", lab.model, "--data", "nowhere", "--out", lab.root / "x", code=2).stderr
+
+
+@pytest.mark.slow
+def test_dataset_text_and_trackers_only_where_asked_for(lab, tmp_path) -> None:
+    steps = [
+        {"finetune": {"epochs": 2, "learning_rate": 0.01, "batch_size": 4}},
+        {"export": {}, "id": "plain", "from": "model"},
+        {"export": {}, "id": "tuned", "from": "finetune"},
+    ]
+    recipe = lab.recipe("asked", steps, measure={**lab.measure, "baselines": ["onnx"]})
+    texts = [row["text"] for row in csv.DictReader((lab.data / "test.csv").open(encoding="utf-8"))]
+    asked, plain = tmp_path / "asked", tmp_path / "plain"
+    track = ["--track", "tensorboard"] if find_spec("tensorboard") else []
+    shown = call("run", recipe, "--out", asked, "--examples", *track)
+    assert re.search(r"^\[1/3\] finetune: ", shown.stderr, re.MULTILINE)
+    assert re.search(r"^\[measure\] |^measure: ", shown.stderr, re.MULTILINE)
+    report = json.loads((asked / "report.json").read_text())
+    assert "--examples" in report["reproduce"]["commands"][0]
+    shipped = report["verdict"]["step"]
+    row = next((r for r in report["rows"] if r["step"] == shipped and r["difference"]), None)
+    if row is not None and row["agreement"] < 1:
+        assert 1 <= len(report["examples"]) <= 50
+    assert {example["text"] for example in report["examples"]} <= set(texts)
+
+    call("run", recipe, "--out", plain)
+    assert json.loads((plain / "report.json").read_text())["examples"] == []
+    assert not (plain / "tensorboard").exists()
+    written = [path for path in plain.rglob("*") if path.suffix in {".json", ".md", ".html", ".yaml"}]
+    assert {"report.json", "outcomes.json", "measurements.json", "README.md"} <= {path.name for path in written}
+    for path in written:
+        content = path.read_text(encoding="utf-8")
+        assert not [text for text in texts if text in content], path
+    if track:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(asked / "tensorboard" / "asked"))
+        events.Reload()
+        names = events.Tags()["scalars"]
+        assert {"finetune/loss", "results/tuned/ort-cpu-1t/accuracy"} <= set(names)
+        assert events.Scalars("finetune/loss")[0].step == 10

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from typer.testing import CliRunner
 
 from compress.bench.statistics import Interval, paired_difference, wilson_interval
 from compress.cli.app import app
+from compress.data.splits import Split
 from compress.errors import UsageError
 from compress.pipeline.comparing import compare_reports, compare_runs, difference_interval
 from compress.pipeline.margins import parse_margins
-from compress.pipeline.outcomes import Outcomes, read_outcomes
+from compress.pipeline.outcomes import Outcomes, read_outcomes, write_outcomes
 from compress.report.compare import Change, Comparison, RowChange
 from compress.report.compare_view import render_comparison_markdown, render_comparison_terminal
 from compress.report.files import read_report, write_report
 from compress.report.model import Report
+from compress.tasks.text_classification import TextClassification
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "report_example.json"
 ORT = "ONNX Runtime FP32"
@@ -306,3 +309,20 @@ def test_outcomes_that_are_no_shares_stay_numbers() -> None:
     found = Outcomes(split="test", digest="d", metric="mae", rows={"a": {"t": [0.25, 1.5]}})
     assert np.array_equal(Outcomes.model_validate_json(found.model_dump_json()).of("a", "t"), [0.25, 1.5])
     assert found.of("a", "u") is None
+
+
+def test_only_rows_that_answered_the_whole_split_leave_outcomes(tmp_path: Path) -> None:
+    task = TextClassification(("bad", "fine"), max_length=32)
+    answers = np.array([0, 1, 1])
+    logits = np.eye(2, dtype=np.float32)
+    whole = SimpleNamespace(subject="a", target="t", outputs=logits[[0, 1, 0]])
+    none = SimpleNamespace(subject="b", target="t", outputs=None)
+    measured: Any = SimpleNamespace(split="test", answers=answers, measurements=[whole, none])
+    state: Any = SimpleNamespace(task=task, data={"test": Split("test", [{}] * 3, "d", "x")})
+    write_outcomes(state, measured, tmp_path)
+    found = read_outcomes(tmp_path)
+    assert found == Outcomes(split="test", digest="d", metric="accuracy", rows={"a": {"t": "110"}})
+    part: Any = SimpleNamespace(task=task, data={"test": Split("test", [{}] * 4, "d", "x")})
+    (tmp_path / "part").mkdir()
+    write_outcomes(part, measured, tmp_path / "part")
+    assert read_outcomes(tmp_path / "part") is None

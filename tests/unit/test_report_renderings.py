@@ -17,7 +17,7 @@ from rich.console import Console
 from compress.report.files import read_report
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown, text
-from compress.report.model import Data, Environment, Report, Reproduce, Row, Subject, TargetRecord, Verdict
+from compress.report.model import Data, EndToEnd, Environment, Report, Reproduce, Row, Subject, TargetRecord, Verdict
 from compress.report.terminal import render_terminal
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "report_example.json"
@@ -275,6 +275,15 @@ def test_a_terminal_gets_a_box_and_colour_and_no_color_takes_the_colour_away(
     out = io.StringIO()
     render_terminal(example, Console(file=out, width=80, force_terminal=True))
     assert "\x1b[32m" not in out.getvalue()
+
+
+def test_the_second_clock_has_a_column_where_it_was_read(example: Report) -> None:
+    row = example.rows[4]
+    latency = row.latency.model_copy(update={"p50_ms": 5.43})
+    shown = terminal(replace_row(example, 4, end_to_end=EndToEnd(latency=latency)), 120)
+    assert " e2e " in shown
+    assert "4.17  5.43" in " ".join(shown.split("\n")).replace("   ", "  ")
+    assert "with tokenization and decoding" in " ".join(shown.split())
 
 
 REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/report.json"))
