@@ -41,7 +41,7 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[$(EXTRAS),openvino,vision]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[$(EXTRAS),loadgen,openvino,vision]" --group dev
 	touch $@
 
 clean:

@@ -81,7 +81,9 @@ def measure_all(
         own = candidate.role == "ours"
         encoded = task_from(artifact.manifest.task).encode(artifact.path, rows) if own else shared
         subjects.append(Subject(candidate.name, artifact, encoded, find_target(_target(candidate, artifact))))
-    settings = MeasureSettings(inputs=options.inputs, rounds=options.rounds, launches=options.launches, seconds=7200.0)
+    settings = MeasureSettings(
+        inputs=options.inputs, rounds=options.rounds, launches=options.launches, precision=None, seconds=7200.0
+    )
     with tempfile.TemporaryDirectory(dir=place.root) as work:
         return measure(subjects, settings=settings, work=Path(work), seed=options.seed, emit=_progress)
 

@@ -278,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             isolate(material)
         target = find_target(TARGET)
         subjects = [Subject(k, v, material.validation, target) for k, v in candidates(material, work).items()]
-        settings = MeasureSettings(inputs=options.inputs, rounds=options.rounds, seconds=300.0)
+        settings = MeasureSettings(
+            inputs=options.inputs, rounds=options.rounds, launches=1, precision=None, seconds=300.0
+        )
         held = judge(measure(subjects, settings=settings, work=work), material)
     verdict = (
         f"OpenVINO INT8 holds: {'; '.join(held)}" if held else "no INT8 candidate holds: ship FP32 or ONNX Runtime"

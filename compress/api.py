@@ -13,6 +13,8 @@ from compress.store import Store
 
 if TYPE_CHECKING:
     from compress.passes.base import Progress
+    from compress.pipeline.measuring import Measured
+    from compress.pipeline.running import RunState
     from compress.report.model import Report
 
 
@@ -44,6 +46,8 @@ def run(
     store: Store | None = None,
     emit: Progress | None = None,
     command: str | None = None,
+    examples: bool = False,
+    track: Sequence[str] = (),
 ) -> RunResult:
     """Run a recipe: apply its steps, check and measure them, write deliverables and the report.
 
@@ -55,16 +59,19 @@ def run(
         store: where finished steps are kept; None = ``MCOMPRESS_HOME``, else ``~/.cache/mcompress``.
         emit: progress sink, ``emit(message, done, total)``.
         command: the command line to print in the report; None = made from the arguments.
+        examples: whether the report may quote examples whose answer changed; else it holds no dataset text.
+        track: experiment trackers besides those of the recipe: ``tensorboard[:DIR]``, ``mlflow[:URI]``,
+            ``wandb[:PROJECT]``.
 
     Raises:
         CompressError: see ``compress.errors``; a failed gate is not an error but a result.
     """
-    from compress.pipeline.measuring import measure_run
-    from compress.pipeline.planning import make_plan
-    from compress.pipeline.public import command_line
-    from compress.pipeline.running import run_steps
+    from compress.pipeline.cards import write_cards
+    from compress.pipeline.outcomes import write_outcomes
+    from compress.pipeline.public import command_line, public_path
     from compress.pipeline.summary import summarise, write_samples
-    from compress.report.files import write_report
+    from compress.pipeline.tracking import Tracking
+    from compress.report.files import read_report, write_report
 
     if isinstance(recipe, Recipe) and (overrides or variables):
         raise UsageError(
@@ -74,16 +81,45 @@ def run(
         )
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, variables)
     place, kept = Path(out), store or Store.default()
-    sink = emit or _silent
-    state = run_steps(make_plan(loaded), place, kept, sink)
-    with kept.workspace() as work:
-        measured = measure_run(state, work, sink)
-    name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
-    line = command or command_line(loaded, name, "DIR", overrides, variables)
-    summary = summarise(state, measured, line)
+    sink = Tracking(
+        [*loaded.run.track, *track],
+        loaded.name,
+        place,
+        emit or _silent,
+        {"recipe": loaded.name, "model": public_path(loaded.model or ""), "seed": loaded.run.seed},
+    )
+    summary = None
+    try:
+        state, measured = _work(loaded, place, kept, sink)
+        name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
+        flags = ("--examples",) if examples else ()
+        line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
+        summary = summarise(state, measured, line, examples=examples)
+    finally:
+        sink.finish(summary)
     write_samples(measured, place / "measurements.json")
+    write_outcomes(state, measured, place)
     write_report(summary, place)
+    if (place / "ingested").is_dir():
+        from compress.kit.ingesting import reapply
+
+        for sentence in reapply(place):
+            sink(sentence)
+        summary = read_report(place)
+    write_cards(summary, place)
     return RunResult(place, summary, tuple(state.failed_gates))
+
+
+def _work(recipe: Recipe, place: Path, store: Store, sink: Progress) -> tuple[RunState, Measured]:
+    from compress.pipeline.measuring import measure_run
+    from compress.pipeline.planning import make_plan
+    from compress.pipeline.running import run_steps
+    from compress.progress import StepStarted
+
+    state = run_steps(make_plan(recipe), place, store, sink)
+    sink(StepStarted("measure", "accuracy, latency and memory of every stage, each in a fresh process"))
+    with store.workspace() as work:
+        return state, measure_run(state, work, sink)
 
 
 def _silent(message: str, done: int | None = None, total: int | None = None) -> None:

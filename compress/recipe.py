@@ -32,6 +32,9 @@ class RunConfig(_Strict):
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training and importance run")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = every core")
     seed: int = Field(0, ge=0, description="seed of every random choice")
+    track: tuple[str, ...] = Field(
+        (), description="experiment trackers: tensorboard[:DIR], mlflow[:URI], wandb[:PROJECT]; none unless named"
+    )
 
 
 class GateRule(_Strict):

@@ -1,6 +1,6 @@
-"""Write docs/passes.md from what the registered passes declare: ``python docs/generate.py``.
+"""Write docs/passes.md from what the registered passes declare, and the published schema of ``report.json``.
 
-``tests/unit/test_docs.py`` fails when the file is not what this prints.
+``python docs/generate.py``; ``tests/unit/test_docs.py`` fails when a file is not what this writes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from compress.passes.base import Pass, passes
+from compress.report.model import SCHEMA
+from compress.report.schema import schema_text
 
 TARGET = Path(__file__).with_name("passes.md")
+SCHEMA_TARGET = Path(__file__).parent / "schema" / f"report-{SCHEMA}.json"
 HEAD = """# Passes
 
 A pass takes a model and gives another one. It is written as a step of a recipe: `- prune: {macs: 0.5}`.
@@ -138,3 +141,5 @@ def _escape(text: str) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render(), encoding="utf-8")
+    SCHEMA_TARGET.parent.mkdir(exist_ok=True)
+    SCHEMA_TARGET.write_text(schema_text(), encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,47 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fake_nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return ``install(driver=True, devices=1, processes=(), energy=0)``: a stand-in for ``pynvml``, which it returns.
+
+    Each device runs all the ``processes``; without a driver NVML cannot start; without ``energy`` (mJ) there is none.
+    """
+
+    class NVMLError(Exception):
+        pass
+
+    def install(*, driver: bool = True, devices: int = 1, processes: Any = (), energy: int | None = 0) -> ModuleType:
+        fake: Any = ModuleType("pynvml")
+        fake.open = 0
+
+        def start() -> None:
+            if not driver:
+                raise NVMLError
+            fake.open += 1
+
+        def stop() -> None:
+            fake.open -= 1
+
+        def used(handle: int) -> int:
+            if energy is None:
+                raise NVMLError
+            return energy
+
+        fake.NVMLError, fake.nvmlInit, fake.nvmlShutdown = NVMLError, start, stop
+        fake.nvmlDeviceGetCount = lambda: devices
+        fake.nvmlDeviceGetHandleByIndex = lambda index: index
+        fake.nvmlDeviceGetName = lambda handle: "Fake GPU"
+        fake.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(total=1024)
+        fake.nvmlSystemGetDriverVersion = lambda: "1.0"
+        fake.nvmlDeviceGetComputeRunningProcesses = lambda handle: list(processes)
+        fake.nvmlDeviceGetTotalEnergyConsumption = used
+        monkeypatch.setitem(sys.modules, "pynvml", fake)
+        return fake
+
+    return install
 
 
 @pytest.fixture

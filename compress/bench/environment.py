@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from compress.bench.nvml import nvml
 from compress.runtimes.cores import usable_cores
 
 PACKAGES = (
@@ -51,8 +49,6 @@ CPU_FLAGS = (
     "sve",
 )
 """Instruction sets that decide which kernels run, x86 and Arm, as /proc/cpuinfo spells them."""
-BUSY_PERCENT = 20.0
-_BUSY_SAMPLE_S = 0.3
 
 
 def environment() -> dict[str, Any]:
@@ -94,14 +90,9 @@ def cpu_facts(cpuinfo: str) -> tuple[str, list[str]]:
 
 def gpus() -> list[dict[str, Any]]:
     """Return name, memory and driver of each NVIDIA GPU; empty without ``nvidia-ml-py`` or a driver."""
-    if find_spec("pynvml") is None:
-        return []
-    pynvml: Any = import_module("pynvml")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
+    with nvml() as pynvml:
+        if pynvml is None:
+            return []
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return [
             {
@@ -111,8 +102,6 @@ def gpus() -> list[dict[str, Any]]:
             }
             for handle in handles
         ]
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def container_hints() -> dict[str, Any]:
@@ -124,26 +113,6 @@ def container_hints() -> dict[str, Any]:
         "cpu_quota_cores": int(quota) / int(period) if quota.isdigit() and period.isdigit() else None,
         "memory_limit_bytes": int(memory) if memory.isdigit() else None,
     }
-
-
-def busy_warnings(cores: Sequence[int]) -> list[str]:
-    """Return one sentence for each sign that something else is using the machine right now.
-
-    Args:
-        cores: the cores that will be measured on; empty = all.
-    """
-    import psutil
-
-    load, count = psutil.getloadavg()[0], os.cpu_count() or 1
-    percents = psutil.cpu_percent(_BUSY_SAMPLE_S, percpu=True)
-    watched = [percents[core] for core in cores if core < len(percents)] or percents
-    busy = sum(watched) / len(watched)
-    found = []
-    if load > count:
-        found.append(f"the load average of the last minute was {load:.1f} on {count} cores when measuring began")
-    if busy > BUSY_PERCENT:
-        found.append(f"other processes used {busy:.0f} % of the measured cores when measuring began")
-    return found
 
 
 def _version(distribution: str) -> str | None:

@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from compress.bench.limits import create_group
+from compress.errors import MissingCapabilityError
 from compress.runtimes.cores import pinned_cores, thread_count
+from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -39,9 +41,13 @@ class Child:
     Args:
         target: threads, cores and memory limit of the process.
         limited: whether the target's memory limit binds this process.
+
+    Raises:
+        ChildError: the target's cap on instructions could not be put in place.
     """
 
     def __init__(self, target: Target, *, limited: bool = True) -> None:
+        capped = _capped(target)
         self.cores = pinned_cores(target)
         self._folders: tuple[str, ...] = ()
         self._limit = target.memory_bytes if limited else None
@@ -54,7 +60,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=os.environ | threads | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | capped | threads | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             encoding="utf-8",
             start_new_session=True,
         )
@@ -137,6 +143,13 @@ class Child:
         lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
         said = without_folders(" | ".join(line.strip() for line in lines[-_STDERR_LINES:]), self._folders)
         return ChildError("failed", f"{op}: the measuring process ended with {how}{': ' if said else ''}{said}")
+
+
+def _capped(target: Target) -> dict[str, str]:
+    try:
+        return capped_environment(target)
+    except MissingCapabilityError as error:
+        raise ChildError("failed", f"{error.what} {without_folders(str(error.value))}") from error
 
 
 def without_folders(text: str, known: Sequence[str] = ()) -> str:

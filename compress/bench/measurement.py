@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.runtimes.target import Evidence
 
 Status = Literal["ok", "skipped", "failed", "oom"]
+COSTS = (
+    "samples_ms",
+    "end_to_end_ms",
+    "load_ms",
+    "first_ms",
+    "import_rss_bytes",
+    "peak_rss_bytes",
+    "memory_phases",
+    "gpu_allocator_bytes",
+    "gpu_process_bytes",
+    "energy_joules",
+    "throughput_per_s",
+    "throughputs",
+    "scenarios",
+)
+"""Fields that cost time, memory or energy to fill: an emulated row has none of them."""
 
 
 class Measurement(BaseModel):
@@ -39,8 +55,10 @@ class Measurement(BaseModel):
     end_to_end_ms: list[list[list[float]]] = Field(
         default_factory=list, description="as samples_ms, on the second clock: preprocess, copy, run, decode"
     )
-    load_ms: float | None = Field(None, description="opening the artifact, libraries already imported")
-    first_ms: float | None = Field(None, description="the first inference")
+    load_ms: float | None = Field(
+        None, description="opening the artifact, libraries already imported; median of launches"
+    )
+    first_ms: float | None = Field(None, description="the first inference of a process; median of launches")
     import_rss_bytes: int | None = Field(None, description="resident after importing the runtime library")
     peak_rss_bytes: int | None = Field(None, description="largest resident set up to the end of the rounds")
     memory_phases: list[dict[str, Any]] = Field(
@@ -63,9 +81,20 @@ class Measurement(BaseModel):
     placement: dict[str, Any] = Field(default_factory=dict, description="operators by type, as the runtime tells")
     frameworks: list[str] = Field(default_factory=list, description="heavy packages loaded in the measuring process")
     warnings: list[str] = Field(default_factory=list)
-    outputs: np.ndarray | None = Field(
-        None, exclude=True, repr=False, description="(n, labels) float32 of every example; not part of the JSON"
+    not_measured: dict[str, str] = Field(
+        default_factory=dict, description='what an ok row lacks -> why: "throughput", "end_to_end"'
     )
+    outputs: np.ndarray | None = Field(
+        None, exclude=True, repr=False, description="(n, labels) float32 of the examples; not part of the JSON"
+    )
+    examples: list[int] | None = Field(None, description="the examples of ``outputs``, ascending; null = all of them")
+
+    @model_validator(mode="after")
+    def _no_emulated_costs(self) -> Self:
+        found = [name for name in COSTS if getattr(self, name) not in (None, [])]
+        if self.evidence == "emulated" and found:
+            raise ValueError(f"an emulated row has accuracy and agreement only, not {', '.join(found)}")
+        return self
 
     @property
     def flat_ms(self) -> np.ndarray:

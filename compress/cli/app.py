@@ -5,10 +5,12 @@ from __future__ import annotations
 import typer
 
 from compress import __version__
+from compress.cli.arm64 import arm64
 from compress.cli.bench import bench
 from compress.cli.compare import compare
 from compress.cli.env import env
 from compress.cli.export import export
+from compress.cli.kit import ingest, kit
 from compress.cli.plan import plan, validate
 from compress.cli.recipes import cat, cp, ls
 from compress.cli.report import report
@@ -40,5 +42,21 @@ def root(
     """Take a fine-tuned model and a recipe; hand back artifacts, each one measured."""
 
 
-for _command in (run, plan, validate, ls, cp, cat, bench, sensitivity, report, compare, export, env):
+for _command in (
+    run,
+    plan,
+    validate,
+    ls,
+    cp,
+    cat,
+    bench,
+    sensitivity,
+    report,
+    compare,
+    export,
+    env,
+    arm64,
+    kit,
+    ingest,
+):
     app.command()(_command)

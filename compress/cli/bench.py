@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, ProgressPrinter, guarded, print_json
+from compress.cli.console import JsonOption, guarded, print_json
+from compress.cli.progress import ProgressPrinter
 
 
 @guarded
@@ -19,7 +20,7 @@ def bench(
     json_: bool = JsonOption,
 ) -> None:
     """Measure artifacts side by side: accuracy, latency, throughput, memory, each in a fresh process."""
-    from compress.pipeline.benching import bench_artifacts, table
+    from compress.pipeline.benching import bench_artifacts
 
     progress = ProgressPrinter()
     try:
@@ -29,5 +30,12 @@ def bench(
         progress.close()
     if json_:
         print_json([row.model_dump(mode="json") for row in rows])
-    else:
-        print(table(rows))
+        return
+    from rich.console import Console
+
+    from compress.pipeline.bench_table import bench_lines
+
+    console = Console()
+    width = min(console.width, 110)
+    for line in bench_lines(rows, width, "─" if console.is_terminal else "-"):
+        console.print(line, width=width)

@@ -13,28 +13,37 @@ from compress.cli.console import JsonOption, guarded, print_json
 def compare(
     first: Path = typer.Argument(..., metavar="A", help="The earlier run: its folder or report.json."),
     second: Path = typer.Argument(..., metavar="B", help="The later run."),
-    max_drop_points: float = typer.Option(1.0, "--max-drop-points", min=0, help="Accuracy loss that is a regression."),
+    max_drop_points: float = typer.Option(1.0, "--max-drop-points", min=0, help="Same as --margin accuracy=POINTS."),
     max_slowdown: float = typer.Option(
-        0.05, "--max-slowdown", min=0, help="Loss of speed-up over its own baseline that is a regression (0.05 = 5 %)."
+        0.05, "--max-slowdown", min=0, help="Same as --margin speedup=SHARE (0.05: takes 5 % more time)."
     ),
+    margin: list[str] = typer.Option(
+        [],
+        "--margin",
+        metavar="NAME=VALUE",
+        help="How much worse a metric may get: accuracy in points; speedup, end_to_end, size, parameters, peak_rss "
+        "as a share (5% or 0.05). Repeatable.",
+    ),
+    strict: bool = typer.Option(False, "--strict", help="Fail also where the interval does not exclude no change."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print Markdown to paste into a pull request."),
     json_: bool = JsonOption,
 ) -> None:
-    """Compare two runs row by row; exit with 1 if the second is worse beyond the limits.
+    """Compare two runs row by row; exit with 1 if the second is worse beyond the margins.
 
     Milliseconds of different sessions are never compared: only each run's speed-up over its own baseline.
     """
-    from compress.report.compare import compare_reports
-    from compress.report.files import read_report
+    from compress.pipeline.comparing import compare_runs
+    from compress.pipeline.margins import parse_margins
+    from compress.report.compare_view import render_comparison_markdown, render_comparison_terminal
 
-    result = compare_reports(
-        read_report(first), read_report(second), max_drop_points=max_drop_points, max_slowdown=max_slowdown
-    )
+    margins = parse_margins(margin, {"accuracy": max_drop_points, "speedup": max_slowdown})
+    result = compare_runs(first, second, margins, strict=strict)
+    if markdown:
+        print(render_comparison_markdown(result), end="" if not json_ else "\n")
     if json_:
         print_json(result.model_dump(mode="json"))
-    else:
+    elif not markdown:
         from rich.console import Console
-
-        from compress.report.compare_view import render_comparison_terminal
 
         render_comparison_terminal(result, Console())
     raise typer.Exit(0 if result.ok else 1)

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import textwrap
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 SetOption = typer.Option([], "--set", metavar="KEY=VALUE", help="Override one value: `distill.epochs=1`. Repeatable.")
 VarOption = typer.Option([], "--var", metavar="NAME=VALUE", help="Set ${NAME} of the recipe. Repeatable.")
-JsonOption = typer.Option(False, "--json", help="Print JSON for machines.")
+JsonOption = typer.Option(False, "--json", help="Print the result as one line of JSON, the last of stdout.")
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
@@ -63,7 +62,8 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """Print the result for machines: compact, on one line, which is the last and only one on standard output."""
+    print(json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str), flush=True)
 
 
 def print_wrapped(text: str, indent: int = 0, hanging: int = 6) -> None:
@@ -78,55 +78,6 @@ def print_wrapped(text: str, indent: int = 0, hanging: int = 6) -> None:
         drop_whitespace=True,
     )
     print("\n".join(lines))
-
-
-class ProgressPrinter:
-    """A progress sink: a live line on a terminal, plain lines (at most one in ten seconds) elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        self._message = ""
-        self._begun = self._printed = time.monotonic()
-        self._open = False
-
-    def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None:
-        now = time.monotonic()
-        if message != self._message:
-            self._message, self._begun = message, now
-            if done is None or not self._live:
-                self._line(message if done is None else f"{message}{_share(done, total, 0.0)}")
-                self._printed = now
-                return
-        if done is None:
-            return
-        text = f"{message}{_share(done, total, now - self._begun)}"
-        finished = total is not None and done >= total
-        if self._live:
-            print(f"\r\x1b[2K{text}"[:200], end="", file=sys.stderr, flush=True)
-            self._open = True
-        elif now - self._printed >= 10 or (finished and now - self._begun >= 10):
-            self._line(text)
-            self._printed = now
-
-    def close(self) -> None:
-        if self._open:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-            self._open = False
-
-    def _line(self, text: str) -> None:
-        self.close()
-        say(text)
-
-
-def _share(done: int, total: int | None, seconds: float) -> str:
-    if not total:
-        return f" {done}"
-    left = f", {_duration(seconds * (total - done) / done)} left" if done and seconds >= 2 and done < total else ""
-    return f" {done}/{total}{left}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _debug() -> None:

@@ -15,7 +15,9 @@ def export(
     source: str = typer.Argument(..., metavar="RUN[:STEP]", help="A run folder; with a step, that step's artifact."),
     out: Path = typer.Argument(..., metavar="DIR", help="New folder for the artifact."),
 ) -> None:
-    """Copy an artifact out of a run: the one that the report says to ship, or the one of STEP."""
+    """Copy an artifact out of a run, with its model card: the one that the report says to ship, or the one of STEP."""
+    from compress.artifact import open_artifact
+    from compress.pipeline.cards import write_card
     from compress.pipeline.folder import deliver, find_artifact, split_step
     from compress.report.files import read_report
     from compress.store import Store
@@ -33,4 +35,6 @@ def export(
     artifact = find_artifact(run, step, Store.default())
     out.parent.mkdir(parents=True, exist_ok=True)
     deliver(artifact, out)
+    if (run / "report.json").is_file():
+        write_card(read_report(run), step, open_artifact(out, verify=False))
     print(f"{out}: {artifact.kind}, {artifact.size_bytes / 1e6:.1f} MB, step {step}, {artifact.digest[:12]}")

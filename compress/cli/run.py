@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, ProgressPrinter, SetOption, VarOption, guarded, print_json, say
+from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, say
+from compress.cli.progress import ProgressPrinter
 
 
 @guarded
@@ -18,6 +19,15 @@ def run(
     ),
     sets: list[str] = SetOption,
     variables: list[str] = VarOption,
+    examples: bool = typer.Option(
+        False, "--examples", help="Quote examples whose answer changed in the report; else it holds no dataset text."
+    ),
+    track: list[str] = typer.Option(
+        [],
+        "--track",
+        metavar="NAME[:PLACE]",
+        help="Also log to tensorboard[:DIR], mlflow[:URI] or wandb[:PROJECT]. Repeatable; off unless named.",
+    ),
     json_: bool = JsonOption,
 ) -> None:
     """Run a recipe: apply its steps, check and measure them, write deliverables and a report.
@@ -36,10 +46,12 @@ def run(
         text = pick_recipe(what, data)
         say(text)
         recipe = parse_recipe(text, sets, variables, origin="the chosen recipe")
-    command = command_line(recipe, what, str(out), sets, variables, None if data is None else str(data))
+    place = None if data is None else str(data)
+    flags = ("--examples",) if examples else ()
+    command = command_line(recipe, what, str(out), sets, variables, place, flags)
     progress = ProgressPrinter()
     try:
-        result = run_recipe(recipe, out, emit=progress, command=command)
+        result = run_recipe(recipe, out, emit=progress, command=command, examples=examples, track=track)
     finally:
         progress.close()
     if json_:

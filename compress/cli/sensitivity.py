@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, ProgressPrinter, guarded, print_json, print_wrapped
+from compress.cli.console import JsonOption, guarded, print_json, print_wrapped
+from compress.cli.progress import ProgressPrinter
 
 
 class Method(StrEnum):

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from compress.distillation.training import History, Place, read_history
+from compress.progress import prefixed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +80,7 @@ def _trial(
         return Trial(seed, student.eval(), read_history(json.loads(record.read_text(encoding="utf-8"))))
 
     def emit(message: str, done: int | None = None, total: int | None = None) -> None:
-        place.emit(f"seed {number + 1} of {seeds}, {message}", done, total)
+        place.emit(prefixed(f"seed {number + 1} of {seeds}, ", message), done, total)
 
     history = run(student, replace(place, checkpoints=folder, seed=seed, emit=emit))
     save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()}, folder / _WEIGHTS)

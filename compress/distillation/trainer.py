@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from compress.distillation.examples import TARGETS, Examples, model_inputs
 from compress.errors import RunError
+from compress.progress import Observed
 from compress.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**options)
         self._objective = objective
         self._task = task
+        self._latest: torch.Tensor | None = None
+
+    def latest_loss(self) -> float | None:
+        """Return the loss of the last training batch; None before the first."""
+        return None if self._latest is None else float(self._latest)
 
     def compute_loss(
         self,
@@ -92,6 +98,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
                     value=f"step {self.state.global_step}, learning rate {self.args.learning_rate}",
                     fix="Lower learning_rate, or lengthen warmup.",
                 )
+            self._latest = loss.detach()
         else:
             logits = model(**model_inputs(inputs)).logits
             loss = self._task.loss(logits, inputs[TARGETS])
@@ -114,16 +121,33 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self._metric = metric
         self._sign = 1.0 if higher else -1.0
         self._patience = patience
+        self.loss: Callable[[], float | None] = lambda: None
+        """Asked for the last training loss."""
+
+    def _observed(self, args: TrainingArguments, state: TrainerState) -> Observed:
+        """Return the last loss and the last validation score."""
+        epochs = round(args.num_train_epochs)
+        epoch = min(int(state.epoch or 0) + 1, epochs)
+        scores = [entry[f"eval_{SCORE}"] for entry in state.log_history if f"eval_{SCORE}" in entry]
+        notes, values = [f"epoch {epoch}/{epochs}"], {"epoch": float(state.epoch or 0)}
+        loss = self.loss()
+        if loss is not None:
+            notes.append(f"loss {loss:.3g}")
+            values["loss"] = loss
+        if scores:
+            last = scores[-1]
+            notes.append(f"{self._metric} {100 * last:.1f} %" if self._sign > 0 else f"{self._metric} {last:.3g}")
+            values[f"validation {self._metric}"] = last
+        return Observed("training", ", ".join(notes), values)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % 10 == 0 or state.global_step == state.max_steps:
-            self._emit("training", state.global_step, state.max_steps)
+            self._emit(self._observed(args, state), state.global_step, state.max_steps)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         scores = [entry[f"eval_{SCORE}"] for entry in state.log_history if f"eval_{SCORE}" in entry]
-        self._emit(
-            f"epoch {len(scores)}: validation {self._metric} {scores[-1]:.4f}", state.global_step, state.max_steps
-        )
+        self._emit(f"epoch {len(scores)}: validation {self._metric} {scores[-1]:.4f}")
+        self._emit(self._observed(args, state), state.global_step, state.max_steps)
         signed = [self._sign * score for score in scores]
         if self._patience is not None and len(signed) - 1 - signed.index(max(signed)) >= self._patience:
             control.should_training_stop = True

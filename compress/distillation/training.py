@@ -142,6 +142,7 @@ def train(
         start = task.score(predict(learner.student, validation), np.asarray(validation.targets))
         order = np.argsort(validation.lengths, kind="stable")
         aim = None if reference is None else reference[order]
+        reporter = Reporter(place.emit, start.metric, start.direction == "higher", schedule.patience)
         trainer = ObjectiveTrainer(
             objective,
             task,
@@ -151,8 +152,9 @@ def train(
             eval_dataset=Examples(validation.select(order)),
             data_collator=examples.collate,
             compute_metrics=lambda seen: _judge(task, seen.predictions, seen.label_ids, aim),
-            callbacks=[Reporter(place.emit, start.metric, start.direction == "higher", schedule.patience)],
+            callbacks=[reporter],
         )
+        reporter.loss = trainer.latest_loss
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
     learner.to("cpu").eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact import Artifact
 from compress.errors import DataError
-from compress.quantization.isa import isa_flags, isa_name
+from compress.quantization.isa import isa_of, target_flags
 from compress.quantization.rules import Placement, rules_for
 from compress.runtimes.target import find_target
 from compress.search.int8_candidates import Limits
@@ -78,7 +78,7 @@ def search_int8(
         "saturation": search.saturation(chosen),
         "trail": search.trail(),
         **search.sensitivity(chosen),
-        "isa": {"name": isa_name(), "flags": sorted(_INTERESTING & isa_flags())},
+        "isa": {"name": isa_of(target), "flags": sorted(_INTERESTING & target_flags(target))},
     }
     return quantized, notes
 

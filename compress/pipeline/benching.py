@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,10 +12,14 @@ from compress.artifact import Artifact, open_artifact
 from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.bench.settings import MeasureSettings
 from compress.bench.statistics import paired_difference
-from compress.bench.timing_statistics import percentile, ratio_of_totals
 from compress.data.sources import read_rows
 from compress.errors import UsageError
 from compress.passes.base import Progress
+from compress.pipeline.emulated import part_of
+from compress.pipeline.measuring import Baseline
+from compress.pipeline.scores import accuracy_of
+from compress.pipeline.timings import latency_of, speedup_over
+from compress.report.frozen import Unit
 from compress.runtimes.target import Target, find_target
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
@@ -26,7 +28,10 @@ _OWN_TARGET = {"torch": "torch-cpu-1t", "onnx": "ort-cpu-1t", "openvino": "openv
 
 
 class BenchRow(BaseModel):
-    """One artifact on one target; differences are against the first row, speed-ups against the first of its group."""
+    """One artifact on one target; differences are against the first row, speed-ups against the first of its group.
+
+    Shares and differences of them are fractions; ``speedup_text`` is "faster", "slower" or "no difference".
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +41,11 @@ class BenchRow(BaseModel):
     reason: str = ""
     size_mb: float
     metric: str | None = None
+    unit: Unit = "percent"
+    direction: Literal["higher", "lower"] = "higher"
     value: float | None = None
+    value_low: float | None = None
+    value_high: float | None = None
     n: int = 0
     difference: float | None = None
     difference_low: float | None = None
@@ -45,6 +54,12 @@ class BenchRow(BaseModel):
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    speedup_text: str = ""
+    end_to_end_ms: float | None = None
+    end_to_end_speedup: float | None = None
+    end_to_end_speedup_low: float | None = None
+    end_to_end_speedup_high: float | None = None
+    end_to_end_speedup_text: str = ""
     throughput_per_s: float | None = None
     peak_rss_bytes: int | None = None
     warnings: list[str] = []
@@ -90,52 +105,29 @@ def bench_artifacts(
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
-    groups = [(subject.target.device, m.threads) for subject, m in zip(subjects, measured, strict=True)]
+    groups = [
+        (subject.target.device, m.threads, subject.target.isa) for subject, m in zip(subjects, measured, strict=True)
+    ]
     return [
-        _row(m, measured[0], measured[groups.index(group)], task, answers)
+        _row(m, measured[0], measured[groups.index(group)], subjects[groups.index(group)].target, task, answers)
         for m, group in zip(measured, groups, strict=True)
     ]
 
 
-def table(rows: Sequence[BenchRow]) -> str:
-    """Return the rows as plain text, at most 80 columns for ordinary names."""
-    lines = [f"{'artifact':16} {'target':14} {'MB':>6} {'metric':>8} {'diff':>6} {'p50 ms':>7} {'speed-up':>17}"]
-    for row in rows:
-        if row.status != "ok":
-            text = f"{row.artifact[:16]:16} {row.target[:14]:14} {row.status}: {row.reason}"
-            lines += textwrap.wrap(text, 80, subsequent_indent=" " * 32, break_on_hyphens=False)
-            continue
-        percent = row.metric != "mae"
-        scale, form = (100.0, ".2f") if percent else (1.0, ".3f")
-        value = "-" if row.value is None else f"{scale * row.value:{form}}"
-        change = "-" if row.difference is None else f"{scale * row.difference:+{form}}"
-        speed = "-" if row.speedup is None else f"{row.speedup:.2f}"
-        if row.speedup_low is not None:
-            speed += f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
-        lines.append(
-            f"{row.artifact[:16]:16} {row.target[:14]:14} {row.size_mb:6.1f} {value:>8} {change:>6} "
-            f"{row.p50_ms or 0:7.2f} {speed:>17}"
-        )
-    lines.append(f"{rows[0].metric or 'no labels'}, N = {rows[0].n}; differences and speed-ups against the first row.")
-    return "\n".join(lines)
-
-
-def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, answers: Any) -> BenchRow:
-    """Compare accuracy with ``base``, and speed with ``beside``, the first row that was timed in the same group."""
-    score, first = _score(m, task, answers), _score(base, task, answers)
+def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target, task: Task, answers: Any) -> BenchRow:
+    """Compare accuracy with ``base``, and speed with ``beside``: the first row of the same group, on ``target``."""
+    score, first = _score(m, task, answers), _score(base, task, answers, m)
     fields: dict[str, Any] = {}
     if score is not None:
-        fields |= {"metric": score.metric, "value": score.value, "n": len(score.outcomes)}
+        accuracy = accuracy_of(score)
+        fields |= {"metric": score.metric, "unit": accuracy.unit, "direction": score.direction, "value": score.value}
+        fields |= {"value_low": accuracy.low, "value_high": accuracy.high, "n": len(score.outcomes)}
     if score is not None and first is not None and m is not base:
         paired = paired_difference(first.outcomes, score.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
-    if m.status == "ok" and beside.status == "ok" and m is not beside:
-        ratio = ratio_of_totals(beside.samples_ms, m.samples_ms)
-        fields["speedup"] = ratio.value
-        if math.isfinite(ratio.high):
-            fields |= {"speedup_low": ratio.low, "speedup_high": ratio.high}
-    if m.status == "ok":
-        fields["p50_ms"] = percentile(m.flat_ms, 50)
+    place = Baseline(beside.subject, beside.subject, target)
+    for prefix, clock in (("", "samples_ms"), ("end_to_end_", "end_to_end_ms")):
+        fields |= _times(prefix, place, _on_clock(m, clock), None if m is beside else _on_clock(beside, clock))
     return BenchRow(
         artifact=m.subject,
         target=m.target,
@@ -149,8 +141,35 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, task: Task, ans
     )
 
 
-def _score(m: Measurement, task: Task, answers: Any) -> Score | None:
-    return None if m.outputs is None or answers is None else task.score(m.outputs, answers)
+def _times(prefix: str, place: Baseline, m: Measurement, beside: Measurement | None) -> dict[str, Any]:
+    """Return the median and the ratio over ``beside``, if both were timed."""
+    latency = latency_of(m)
+    if latency is None:
+        return {}
+    fields: dict[str, Any] = {"end_to_end_ms" if prefix else "p50_ms": latency.p50_ms}
+    speedup = None if beside is None else speedup_over(place, beside, m)
+    if speedup is not None:
+        fields |= {
+            f"{prefix}speedup": speedup.ratio,
+            f"{prefix}speedup_low": speedup.low,
+            f"{prefix}speedup_high": speedup.high,
+            f"{prefix}speedup_text": speedup.text,
+        }
+    return fields
+
+
+def _on_clock(m: Measurement, clock: str) -> Measurement:
+    """Return the measurement with the samples of one clock as its samples."""
+    return m.model_copy(update={"samples_ms": getattr(m, clock)})
+
+
+def _score(m: Measurement, task: Task, answers: Any, like: Measurement | None = None) -> Score | None:
+    """Score a measurement, on the examples of ``like`` if it ran no more than a part of them."""
+    if m.outputs is None or answers is None:
+        return None
+    if like is not None and like.examples is not None and m.examples is None:
+        return task.score(part_of(m.outputs, like), part_of(answers, like))
+    return task.score(m.outputs, part_of(answers, m))
 
 
 def _own_target(artifact: Artifact) -> Target:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from compress.bench.measurement import Measurement
+from compress.pipeline.scenarios import scenarios_of
+from compress.pipeline.throughput import throughputs_of
+from compress.report import model as report
 
 
 def costs_of(m: Measurement) -> dict[str, Any]:
@@ -12,10 +15,44 @@ def costs_of(m: Measurement) -> dict[str, Any]:
     return {
         "throughput_per_s": m.throughput_per_s,
         "throughput_batch": m.throughput_batch,
+        "throughputs": throughputs_of(m),
+        "scenarios": scenarios_of(m),
         "load_ms": m.load_ms,
         "first_ms": m.first_ms,
+        "energy": energy_of(m),
+        "memory": memory_of(m),
         "peak_rss_bytes": m.peak_rss_bytes,
         "import_rss_bytes": m.import_rss_bytes,
         "size_bytes": m.size_bytes,
         "parameters": m.parameters,
     }
+
+
+def memory_of(m: Measurement) -> report.Memory | None:
+    """Return memory by phase with its two differences; None where no phase was seen."""
+    if not m.memory_phases:
+        return None
+    phases = tuple(report.MemoryPhase.model_validate(phase) for phase in m.memory_phases)
+    return report.Memory(
+        phases=phases,
+        load_growth_bytes=_growth(phases, "load"),
+        peak_over_import_bytes=_growth(phases, "peak"),
+        gpu_allocator_bytes=m.gpu_allocator_bytes,
+        gpu_process_bytes=m.gpu_process_bytes,
+    )
+
+
+def energy_of(m: Measurement) -> report.Energy | None:
+    """Return energy for one input and the mean power; None where no counter could be read."""
+    if m.energy_joules is None or not m.energy_inputs:
+        return None
+    watts = m.energy_joules / m.energy_seconds if m.energy_seconds else None
+    return report.Energy(joules_per_input=m.energy_joules / m.energy_inputs, source=m.energy_source, watts=watts)
+
+
+def _growth(phases: tuple[report.MemoryPhase, ...], name: str) -> int | None:
+    """Return resident memory at a phase minus that after the imports; None if either was not seen."""
+    resident = {phase.name: phase.rss_bytes for phase in phases}
+    if name not in resident or "import" not in resident:
+        return None
+    return resident[name] - resident["import"]

@@ -6,6 +6,7 @@
     recipe.resolved.yaml   every default spelled out, variables unexpanded
     deliverables/<step>/   the artifacts to ship
     measurements.json      raw samples
+    outcomes.json          which examples of the evaluated split each artifact got right
     report.json|md|html
 """
 
@@ -26,7 +27,7 @@ from compress.store import Store
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.resolved.yaml"
 DELIVERABLES = "deliverables"
-RESULTS = ("measurements.json", "report.json", "report.md", "report.html")
+RESULTS = ("measurements.json", "outcomes.json", "report.json", "report.md", "report.html")
 
 
 class StepRecord(BaseModel):

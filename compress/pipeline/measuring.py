@@ -14,7 +14,7 @@ from compress.passes.base import Progress
 from compress.pipeline.planning import onnx_baseline
 from compress.pipeline.running import RunState
 from compress.runtimes.base import runtimes
-from compress.runtimes.target import Target, find_target
+from compress.runtimes.target import Group, Isa, Target, find_target
 
 TORCH, ONNX = "torch FP32", "ONNX Runtime FP32"
 """The two baselines, as reports name them."""
@@ -36,28 +36,28 @@ class Measured:
     Attributes:
         targets: those of the recipe, then those added for a baseline.
         measurements: in the order of the cells.
-        baselines: (device, threads) -> the baselines of that group.
+        baselines: (device, threads, isa) -> the baselines of that group.
         split: the split whose examples were run.
         answers: its labels as the task's metrics want them; None if it has none.
     """
 
     targets: tuple[Target, ...]
     measurements: tuple[Measurement, ...]
-    baselines: Mapping[tuple[str, int | None], tuple[Baseline, ...]]
+    baselines: Mapping[Group, tuple[Baseline, ...]]
     split: str
     answers: np.ndarray | None
 
 
 def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
-    """Measure the stages of a run, baselines included, interleaved within each (device, threads) group."""
+    """Measure the stages of a run, baselines included, interleaved within each group of targets."""
     settings = state.recipe.measure
     wanted = [find_target(name) for name in settings.targets]
     split = "test" if "test" in state.data else "validation"
     stages = _stages(state)
     encoded = {id_: state.task.encode(artifact.path, state.data[split].rows) for id_, artifact in stages.items()}
     pairs = [(id_, target) for target in wanted for id_, artifact in stages.items() if fits(artifact.kind, target)]
-    baselines: dict[tuple[str, int | None], tuple[Baseline, ...]] = {}
-    for group in dict.fromkeys((target.device, target.threads) for target in wanted):
+    baselines: dict[Group, tuple[Baseline, ...]] = {}
+    for group in dict.fromkeys(target.group for target in wanted):
         baselines[group] = _baselines(state, stages, wanted, group)
         pairs += [(b.step, b.target) for b in baselines[group] if (b.step, b.target) not in pairs]
     rows = state.data[split].rows
@@ -75,25 +75,28 @@ def _stages(state: RunState) -> dict[str, Artifact]:
 
 
 def _baselines(
-    state: RunState, stages: Mapping[str, Artifact], wanted: Sequence[Target], group: tuple[str, int | None]
+    state: RunState, stages: Mapping[str, Artifact], wanted: Sequence[Target], group: Group
 ) -> tuple[Baseline, ...]:
-    device, threads = group
+    device, threads, isa = group
     found = []
     reference, exported = state.plan.reference, onnx_baseline(state.plan)
     if "torch" in state.recipe.measure.baselines and reference in stages and stages[reference].kind == "torch":
         on_gpu = find_target("torch-cuda")
         if device == "cpu":
-            found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads)))
+            found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads, isa)))
         elif threads == on_gpu.threads and runtimes.get(on_gpu.runtime)().available(on_gpu).ok:
             found.append(Baseline(TORCH, reference, on_gpu))
     if device == "cpu" and "onnx" in state.recipe.measure.baselines and exported is not None and exported in stages:
-        found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads)))
+        found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads, isa)))
     return tuple(found)
 
 
-def _baseline_target(runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None) -> Target:
+def _baseline_target(
+    runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None, isa: Isa | None
+) -> Target:
     for target in wanted:
-        if (target.runtime, target.device, target.threads, target.memory_bytes) == (runtime, "cpu", threads, None):
+        if (target.runtime, target.group, target.memory_bytes) == (runtime, ("cpu", threads, isa), None):
             return target
-    name = f"{prefix}-{threads}t" if threads else prefix
-    return Target(name=name, description="added for the baseline", runtime=runtime, threads=threads)
+    name = "-".join(filter(None, [prefix, f"{threads}t" if threads else "", isa]))
+    added = Target(name=name, description="added for the baseline", runtime=runtime, threads=threads, isa=isa)
+    return added if isa is None else added.model_copy(update={"evidence": "proxy"})

@@ -35,12 +35,19 @@ def public_recipe(recipe: Recipe) -> str:
         source = plain["data"].get(split)
         if source and source["path"] is not None:
             source["path"] = public_path(source["path"])
+    plain["run"]["track"] = [name.partition(":")[0] for name in plain["run"]["track"]]
     plain["measure"]["targets"] = [public_path(name) for name in plain["measure"]["targets"]]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 def command_line(
-    recipe: Recipe, what: str, out: str, sets: Sequence[str], variables: Sequence[str], data: str | None = None
+    recipe: Recipe,
+    what: str,
+    out: str,
+    sets: Sequence[str],
+    variables: Sequence[str],
+    data: str | None = None,
+    flags: Sequence[str] = (),
 ) -> str:
     """Return the command that repeats a run; the paths in it are for the reader to fill in.
 
@@ -50,6 +57,7 @@ def command_line(
         out: the run's folder.
         sets, variables: as ``--set`` and ``--var`` take them.
         data: the folder that ``--data`` named, with a model.
+        flags: options that take no value.
     """
     words = ["mcompress", "run", public_path(what), "--out", public_path(out)]
     if data is not None:
@@ -62,7 +70,7 @@ def command_line(
     given = {variable.partition("=")[0] for variable in variables}
     for name in sorted({*_VARIABLE.findall(recipe.to_yaml())} - given):
         words += ["--var", f"{name}=..."]
-    return shlex.join(words)
+    return shlex.join([*words, *flags])
 
 
 def _public_override(text: str) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compress.bench.emulation import NO_TIMES
 from compress.bench.measurement import Measurement
 from compress.pipeline.costs import costs_of
+from compress.pipeline.emulated import isa_of, part_of, twin_of
 from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
+from compress.pipeline.scenarios import missing_scenarios
 from compress.pipeline.scores import accuracy_of, classes_of, difference, score_of
+from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
-from compress.quantization.isa import isa_name
 from compress.report import model as report
 from compress.runtimes.target import Target
 from compress.tasks.base import Score
@@ -28,7 +31,7 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
     rows = []
     for cell, measurement in by_cell.items():
         target = targets[measurement.target]
-        group = measured.baselines.get((target.device, target.threads), ())
+        group = measured.baselines.get(target.group, ())
         row = _row(state, measurement, target, scores[cell])
         if row.status == "ok":
             times = {
@@ -37,13 +40,18 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
             }
             row = row.model_copy(update=times)
         if reference is not None and row.status == "ok":
-            row = row.model_copy(update=_against(state, by_cell, scores, reference, cell))
-        if row.step in (*state.plan.leaves, state.plan.reference) and measured.answers is not None:
+            row = row.model_copy(update=_against(state, measured, by_cell, scores, reference, cell))
+        if (
+            row.step in (*state.plan.leaves, state.plan.reference)
+            and measured.answers is not None
+            and measurement.examples is None
+        ):
             base = None if reference is None or cell == reference else scores[reference]
             classes = classes_of(state.task.labels, measured.answers, scores[cell], base)
             row = row.model_copy(update={"classes": classes})
+        row = row.model_copy(update={"twin": twin_of(state.task, measurement, by_cell.values())})
         rows.append(row.model_copy(update={"findings": tuple(findings(row))}))
-    return _mark_pareto(rows)
+    return mark_pareto(rows)
 
 
 def _reference_cell(measured: Measured, by_cell: dict[tuple[str, str], Measurement]) -> tuple[str, str] | None:
@@ -65,7 +73,7 @@ def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -
         status=m.status,
         reason=m.reason,
         evidence=target.evidence,
-        isa=isa_name() if target.device == "cpu" else None,
+        isa=isa_of(target, m),
         deliverable=m.subject in state.plan.leaves and planned.delivered,
         family=family(state, m.subject),
         accuracy=None if score is None else accuracy_of(score, m.outputs),
@@ -73,12 +81,22 @@ def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured={"throughput": m.warnings[-1]} if m.status == "ok" and m.throughput_per_s is None else {},
+        not_measured=_missing(m),
     )
+
+
+def _missing(m: Measurement) -> dict[str, str]:
+    """Say what a row that ran has no figures of, and why."""
+    if m.status != "ok":
+        return {}
+    if m.evidence == "emulated":
+        return dict.fromkeys(("latency", "throughput", "memory"), NO_TIMES)
+    return m.not_measured | missing_throughputs(m) | missing_scenarios(m)
 
 
 def _against(
     state: RunState,
+    measured: Measured,
     by_cell: dict[tuple[str, str], Measurement],
     scores: dict[tuple[str, str], Score | None],
     reference: tuple[str, str],
@@ -86,6 +104,9 @@ def _against(
 ) -> dict[str, Any]:
     base, score = scores[reference], scores[cell]
     first, second = by_cell[reference].outputs, by_cell[cell].outputs
+    if by_cell[cell].examples is not None and first is not None and measured.answers is not None:
+        first = part_of(first, by_cell[cell])
+        base = state.task.score(first, part_of(measured.answers, by_cell[cell]))
     if cell == reference or base is None or score is None or first is None or second is None:
         return {}
     return {
@@ -94,7 +115,7 @@ def _against(
     }
 
 
-def _mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
+def mark_pareto(rows: Sequence[report.Row]) -> list[report.Row]:
     """Mark the rows of each target that no other row beats in both accuracy and median latency."""
 
     def position(row: report.Row) -> tuple[float, float] | None:

@@ -20,6 +20,7 @@ from compress.pipeline.inputs import load_inputs
 from compress.pipeline.planning import SOURCE, PlannedStep, RunPlan
 from compress.pipeline.predictions import Predictions
 from compress.pipeline.source import Source, resolve_source
+from compress.progress import StepStarted
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import Score, Task
@@ -95,7 +96,7 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
         state.outcomes[SOURCE] = StepOutcome("done", open_artifact(source.path), cached=source.cached)
     predictions = Predictions(store, recipe.run, emit)
     for number, step in enumerate(plan.steps, 1):
-        emit(f"[{number}/{len(plan.steps)}] {step.id}: {step.plan.summary}")
+        emit(StepStarted(step.id, step.plan.summary, number, len(plan.steps)))
         outcome, key = _run_step(step, state, store, emit)
         state.outcomes[step.id] = outcome
         if outcome.status == "done":

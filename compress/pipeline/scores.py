@@ -17,6 +17,7 @@ from compress.bench.statistics import (
     paired_difference,
     wilson_interval,
 )
+from compress.pipeline.emulated import part_of
 from compress.pipeline.running import RunState
 from compress.report import model as report
 from compress.report.numbers import fixed
@@ -33,7 +34,7 @@ def score_of(state: RunState, measurement: Measurement, answers: np.ndarray | No
     """Return the score of a measured artifact on the exact target, if it gave outputs and the split has labels."""
     if measurement.outputs is None or answers is None:
         return None
-    return state.task.score(measurement.outputs, answers)
+    return state.task.score(measurement.outputs, part_of(answers, measurement))
 
 
 def accuracy_of(score: Score, outputs: np.ndarray | None = None) -> report.Accuracy:

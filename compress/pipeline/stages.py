@@ -58,7 +58,7 @@ def _waypoints(
     before = state.plan.reference
     ids = [step.id for step in chain]
     chain = chain[ids.index(before) + 1 :] if before in ids else chain
-    group = {b.name: b for b in measured.baselines.get((target.device, target.threads), ())}
+    group = {b.name: b for b in measured.baselines.get(target.group, ())}
     found = []
     for name, what in ((TORCH, "the model in PyTorch"), (ONNX, "export of the model")):
         baseline = group.get(name)

@@ -10,7 +10,10 @@ from typing import Any
 from compress import __version__
 from compress.artifact import Artifact
 from compress.bench.environment import environment
+from compress.data.config import Source
 from compress.pipeline.checking import GateResult
+from compress.pipeline.emulated import environment_of
+from compress.pipeline.examples import changed_examples
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
@@ -28,13 +31,14 @@ from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target
 
 
-def summarise(state: RunState, measured: Measured, command: str) -> report.Report:
+def summarise(state: RunState, measured: Measured, command: str, *, examples: bool = False) -> report.Report:
     """Build the report of a run.
 
     Args:
         state: the finished steps.
         measured: what the bench found.
         command: the command line that repeats the run, without machine paths.
+        examples: whether the texts of examples with a changed answer may stand in it.
     """
     recipe = state.recipe
     rows = build_rows(state, measured)
@@ -48,7 +52,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         subject=_subject(state),
         steps=tuple(_steps(state)),
         data=_data(state, measured.split),
-        targets=tuple(_target(target) for target in measured.targets),
+        targets=tuple(_target(target, measured) for target in measured.targets),
         rows=tuple(rows),
         stages=tuple(stages(state, measured, rows, verdict)),
         searches=tuple(latency_searches(state, measured)),
@@ -58,6 +62,7 @@ def summarise(state: RunState, measured: Measured, command: str) -> report.Repor
         baselines=_baseline_records(measured),
         environment=_environment(measured),
         reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
+        examples=changed_examples(state, measured, rows, verdict) if examples else (),
         limits=tuple(_limits(state, measured)),
     )
 
@@ -69,6 +74,7 @@ def _subject(state: RunState) -> report.Subject:
     notes = () if name else ("made by the recipe itself from a fresh encoder",)
     return report.Subject(
         model=public_path(name) if name else f"step {state.plan.reference!r} of the recipe",
+        hub=_hub_model(state),
         digest=manifest.digest if manifest else "",
         task=state.task.name,
         problem=str(state.task.dump().get("problem", "")),
@@ -77,6 +83,19 @@ def _subject(state: RunState) -> report.Subject:
         size_bytes=reference.size_bytes if reference else None,
         notes=(*notes, *_precision(reference)),
     )
+
+
+def _hub_model(state: RunState) -> str | None:
+    """Return what was fetched: a name that is no place on this machine."""
+    name = state.recipe.expand(state.recipe.model or "")
+    return name if name and not Path(name).expanduser().exists() else None
+
+
+def _hub_data(state: RunState, split: str) -> str | None:
+    source = getattr(state.recipe.data, split, None)
+    if isinstance(source, Source) and source.from_:
+        source = state.recipe.data.train
+    return source.hub if isinstance(source, Source) else None
 
 
 def _steps(state: RunState) -> Iterable[report.Step]:
@@ -101,7 +120,7 @@ def _step(id_: str, name: str, parents: dict[str, str], config: dict[str, Any], 
         traits=manifest.traits if manifest else (),
         digest=manifest.digest if manifest else None,
         cached=outcome.cached,
-        seconds=round(outcome.seconds, 1) or None,
+        seconds=round(outcome.seconds, 3) or None,
         size_bytes=artifact.size_bytes if artifact else None,
         parameters=manifest.parameters if manifest else None,
         macs=manifest.macs if manifest else None,
@@ -168,7 +187,9 @@ def _data(state: RunState, split: str) -> report.Data:
         evaluated=split,
         problem=str(state.task.dump().get("problem", "")),
         splits=tuple(
-            report.SplitRecord(name=s.name, source=public_path(s.source), rows=len(s), digest=s.digest)
+            report.SplitRecord(
+                name=s.name, source=public_path(s.source), hub=_hub_data(state, s.name), rows=len(s), digest=s.digest
+            )
             for s in data.splits.values()
         ),
         overlaps=tuple(
@@ -181,7 +202,7 @@ def _data(state: RunState, split: str) -> report.Data:
     )
 
 
-def _target(target: Target) -> report.TargetRecord:
+def _target(target: Target, measured: Measured) -> report.TargetRecord:
     available = runtimes.get(target.runtime)().available(target)
     return report.TargetRecord(
         name=target.name,
@@ -193,6 +214,7 @@ def _target(target: Target) -> report.TargetRecord:
         evidence=target.evidence,
         available=available.ok,
         reason=available.reason,
+        environment=environment_of(target, measured.measurements),
     )
 
 
@@ -226,7 +248,10 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
         yield "The text is generated: accuracies here are about this data only and say nothing about yours."
     if measured.split != "test":
         yield "There is no test split: accuracies are on validation, on which gates and checkpoints were decided too."
-    yield "Latency is model only, one input in flight at its real length; tokenization is not timed."
+    second = any(m.end_to_end_ms for m in measured.measurements)
+    yield "Latency is model only, one input in flight at its real length; " + (
+        "end to end adds preprocessing and decoding, on a clock of its own." if second else "tokenization is not timed."
+    )
     yield (
         "Speed-ups are ratios of total time over the same inputs, interleaved in one run; "
         "milliseconds of another run or machine are not comparable."
@@ -237,6 +262,12 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
         yield (
             "A proxy target limits threads and memory on this machine; "
             "it shows what fits and ratios, not a board's milliseconds."
+        )
+    if any(target.evidence == "emulated" for target in measured.targets):
+        n = max((len(m.examples) for m in measured.measurements if m.examples is not None), default=0)
+        yield (
+            f"Emulated rows answer {n} examples, drawn once, under an emulated CPU: accuracy and agreement only; "
+            "their intervals are wider than those of rows on all examples."
         )
     trained = [
         s.id

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compress.quantization.rules import rules_for
+from compress.runtimes.isa_cap import visible_flags
 from compress.runtimes.target import Target
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -47,6 +48,16 @@ def isa_name(flags: Iterable[str] | None = None, machine: str | None = None) -> 
     return "other"
 
 
+def isa_of(target: Target | None) -> str:
+    """Return the instruction set that 8-bit products run on, where a target's cap hides what lies above it."""
+    return isa_name(target_flags(target))
+
+
+def target_flags(target: Target | None) -> frozenset[str]:
+    """Return the flags that kernels go by on a CPU target of this machine."""
+    return visible_flags(isa_flags(), None if target is None else target.isa)
+
+
 def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tuple[bool, str]:
     """Say whether INT8 weights must keep to 7 bits, and why.
 
@@ -63,7 +74,10 @@ def needs_reduced_range(flags: Iterable[str], machine: str | None = None) -> tup
 
 
 def reduced_range_for(target: Target | None) -> tuple[bool, str]:
-    """Say whether INT8 weights for a target must keep to 7 bits, and why; None and CPU targets mean this machine."""
+    """Say whether INT8 weights for a target must keep to 7 bits, and why.
+
+    None and CPU targets mean this machine, as far as the target's cap lets it be used.
+    """
     if target is not None and target.device == "cuda":
         return False, f"the target {target.name} is a GPU, which accumulates in 32 bits"
-    return needs_reduced_range(isa_flags())
+    return needs_reduced_range(target_flags(target))

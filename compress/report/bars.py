@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
+from compress.report import svg
 from compress.report.blocks import Bar, Bars
 from compress.report.labels import text_width
 from compress.report.scales import Axis, linear, tick_text
+from compress.report.svg import escape
+from compress.report.svg import text as _text
 
 _FONT = 12.0
 _WIDE = 600
@@ -46,14 +48,11 @@ class BarPlot:
     def svg(self) -> str:
         """Return the ``<svg>`` element."""
         parts = [
-            f'<svg class="plot" viewBox="0 0 {self._width} {self._height:.0f}" role="img" '
-            f'aria-label="{escape(self._figure.title)}">',
             *self._axis(),
             *(line for i, bar in enumerate(self._figure.bars) for line in self._bar(i, bar)),
             *(self._key() if self._keyed else ()),
-            "</svg>",
         ]
-        return "\n".join(parts)
+        return svg.plot(self._width, self._height, self._figure.title, self._figure.summary, parts)
 
     def _axis(self) -> list[str]:
         lines = []
@@ -105,7 +104,3 @@ def _shorten(parts: list[str], longest: int) -> str:
         if len(short) <= longest:
             return short
     return f"…{short[len(short) - longest + 1 :]}"
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -113,6 +113,8 @@ class Point:
     family: str = ""
     int8: bool = False
     speedup: str = ""
+    x_low: float | None = None
+    x_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,138 @@ class Bars:
     hollow: str = ""
 
 
-Block = Table | Facts | Paragraph | Heading | Bullets | Code | Figure | Bars
+@dataclass(frozen=True)
+class Fall:
+    """One stage of a waterfall: its time as a bar, everything else as text.
+
+    Attributes:
+        step: id of the stage.
+        what: the pass in a few words.
+        value: time in ms; None if it has none here.
+        texts: time, gain over the stage before, accuracy, change of accuracy, size.
+        reason: why it has no time.
+        ships: whether it is what the verdict ships.
+    """
+
+    step: str
+    what: str
+    value: float | None
+    time: str
+    gain: str
+    accuracy: str
+    change: str
+    size: str
+    reason: str = ""
+    ships: bool = False
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """Stage after stage on one target; ``table`` holds the same numbers."""
+
+    title: str
+    x_title: str
+    accuracy_title: str
+    falls: tuple[Fall, ...]
+    summary: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Where the samples of one step lie: ``quantiles`` at 0, 1, ..., 100 %; hollow on the second clock."""
+
+    step: str
+    quantiles: tuple[float, ...]
+    text: str
+    second: bool = False
+    ships: bool = False
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Distributions of times, one strip per step and clock."""
+
+    title: str
+    x_title: str
+    strips: tuple[Strip, ...]
+    summary: str
+    plain: str
+    hollow: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One measured point of a line, with its interval."""
+
+    x: int
+    y: float
+    low: float | None
+    high: float | None
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    step: str
+    marks: tuple[Mark, ...]
+    ships: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A sweep: one line per step over a doubling quantity."""
+
+    title: str
+    x_title: str
+    y_title: str
+    lines: tuple[Line, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One bar of a stack: the solid part first, then the pale one; neither if only the sum is known."""
+
+    name: str
+    total: float
+    solid: float | None
+    pale: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    step: str
+    layers: tuple[Layer, ...]
+    ships: bool = False
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Amounts at several moments, step by step, each split in two."""
+
+    title: str
+    x_title: str
+    stacks: tuple[Stack, ...]
+    summary: str
+    solid: str
+    pale: str
+
+
+Drawing = Figure | Bars | Waterfall | Strips | Lines | Stacks
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is there for those who ask: closed until it is opened."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+Block = Table | Facts | Paragraph | Heading | Bullets | Code | Drawing | Fold
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 
 from compress.report import (
     numbers,
+    sections_classes,
+    sections_findings,
     sections_int8,
+    sections_load,
     sections_record,
     sections_results,
     sections_search,
     sections_sensitivity,
+    sections_stages,
+    sections_timing,
 )
 from compress.report.blocks import Section, Tone
 from compress.report.model import Report, Row
@@ -38,7 +43,7 @@ class VerdictBlock:
     figures: tuple[KeyFigure, ...]
     reasons: tuple[str, ...]
     gates: tuple[tuple[str, str, Tone], ...]
-    """(step, text, tone) of every deliverable."""
+    """(step, text, tone) of every deliverable, what ships first."""
     banner: str
 
 
@@ -52,31 +57,37 @@ class Document:
 
 def build(report: Report) -> Document:
     """Lay out a report as text blocks; renderers add nothing but markup."""
-    searched = (
+    sections = (
+        sections_stages.stages(report),
+        sections_results.results(report),
+        sections_timing.timing(report),
+        sections_load.throughput(report),
+        sections_load.memory(report),
+        sections_timing.starting(report),
+        sections_load.energy(report),
+        sections_results.accuracy(report),
+        sections_classes.classes(report),
+        sections_classes.examples(report),
         sections_search.students(report),
         sections_search.latency(report),
         sections_search.widths(report),
         sections_int8.searches(report),
         sections_int8.integers(report),
+        sections_sensitivity.sensitivity(report),
+        sections_record.gates(report),
+        sections_findings.findings(report),
+        sections_record.limits(report),
+        sections_record.subject(report),
+        sections_record.data(report),
+        sections_record.steps(report),
+        sections_record.environment(report),
+        sections_record.reproduce(report),
     )
     return Document(
         title=report.title,
         subtitle=f"recipe {report.recipe}, {created(report)}, mcompress {report.version}",
         verdict=verdict(report),
-        sections=(
-            sections_results.results(report),
-            sections_results.accuracy(report),
-            *(section for section in searched if section),
-            *filter(None, (sections_sensitivity.sensitivity(report),)),
-            sections_record.gates(report),
-            sections_results.details(report),
-            sections_record.subject(report),
-            sections_record.steps(report),
-            sections_record.data(report),
-            sections_record.environment(report),
-            sections_record.reproduce(report),
-            sections_record.limits(report),
-        ),
+        sections=tuple(section for section in sections if section and section.blocks),
     )
 
 
@@ -96,7 +107,9 @@ def verdict(report: Report) -> VerdictBlock:
         headline=it.headline,
         figures=_key_figures(report),
         reasons=it.reasons,
-        gates=tuple((d.step, d.text, tones[d.verdict]) for d in it.deliverables),
+        gates=tuple(
+            (d.step, d.text, tones[d.verdict]) for d in sorted(it.deliverables, key=lambda d: d.step != it.step)
+        ),
         banner=SYNTHETIC if report.data.synthetic else "",
     )
 
@@ -112,9 +125,10 @@ def _accuracy_figures(row: Row) -> list[KeyFigure]:
     figures = []
     if row.accuracy:
         cell, score = sections_results.accuracy_cell(row), row.accuracy
-        right = f"{numbers.count(score.right)} of {numbers.count(score.n)} right" if score.right is not None else ""
+        right = f"{numbers.count(score.right)} of {numbers.count(score.n)}" if score.right is not None else ""
         unit = "%" if score.unit == "percent" else ""
-        figures.append(KeyFigure(score.metric, cell.text, unit, right or f"n = {numbers.count(score.n)}"))
+        detail = ", ".join(filter(None, (cell.detail, right or f"n = {numbers.count(score.n)}")))
+        figures.append(KeyFigure(score.metric, cell.text, unit, detail))
     if row.difference and row.difference.baseline != row.step:
         cell, change = sections_results.difference_cell(row), row.difference
         unit = "points" if change.unit == "percent" else ""

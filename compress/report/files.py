@@ -13,6 +13,7 @@ from compress.errors import UsageError
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown
 from compress.report.model import SCHEMA, Report
+from compress.report.schema import migrate
 
 JSON_NAME = "report.json"
 _PRODUCE = "Give the report.json of a run, or the folder that holds it."
@@ -24,12 +25,18 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     Returns:
         "json", "markdown", "html" -> path.
     """
-    texts = {
-        "json": (JSON_NAME, report.model_dump_json(indent=2) + "\n"),
-        "markdown": ("report.md", render_markdown(report)),
-        "html": ("report.html", render_html(report)),
-    }
     folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
+    return {"json": folder / JSON_NAME, **render_report(report, folder)}
+
+
+def render_report(report: Report, folder: Path) -> dict[str, Path]:
+    """Write the renderings alone: a record that was read stays as it is, whatever version wrote it.
+
+    Returns:
+        "markdown", "html" -> path.
+    """
+    texts = {"markdown": ("report.md", render_markdown(report)), "html": ("report.html", render_html(report))}
     for name, text in texts.values():
         _replace(folder / name, text)
     return {key: folder / name for key, (name, _) in texts.items()}
@@ -39,7 +46,7 @@ def read_report(path: Path) -> Report:
     """Read a ``report.json``, or the one in a folder.
 
     Raises:
-        UsageError: there is none, it is not JSON, another version of mcompress wrote it, or it is not a report.
+        UsageError: there is none, it is not JSON, a newer mcompress wrote it, or it is not a report.
     """
     file = path / JSON_NAME if path.is_dir() else path
     try:
@@ -49,14 +56,14 @@ def read_report(path: Path) -> Report:
     except ValueError as error:
         raise UsageError("The report is not valid JSON.", value=f"{file}: {error}", fix=_PRODUCE) from error
     found = record.get("schema_version") if isinstance(record, dict) else None
-    if isinstance(found, int) and found != SCHEMA:
+    if isinstance(found, int) and not 1 <= found <= SCHEMA:
         raise UsageError(
-            f"The report has schema version {found}; this mcompress reads version {SCHEMA}.",
+            f"The report has schema version {found}; this mcompress reads versions 1 to {SCHEMA}.",
             value=file,
-            fix="Read it with the mcompress that wrote it (its version stands in the file), or run the recipe again.",
+            fix="A newer mcompress wrote it: read it with that one (its version stands in the file), or update.",
         )
     try:
-        return Report.model_validate(record)
+        return Report.model_validate(migrate(record) if isinstance(record, dict) else record)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"

@@ -13,11 +13,16 @@ from compress.report.blocks import (
     Column,
     Facts,
     Figure,
+    Fold,
     Heading,
+    Lines,
     Paragraph,
     Section,
+    Stacks,
+    Strips,
     Table,
     TableRow,
+    Waterfall,
 )
 from compress.report.document import VerdictBlock, build
 from compress.report.model import Report
@@ -87,14 +92,24 @@ def _block(block: Block) -> str:
             return _bullets(block.items)
         case Code():
             return _code(block)
-        case Figure() | Bars():
+        case Figure() | Bars() | Strips() | Lines() | Stacks():
             return text(block.summary)
+        case Waterfall():
+            return f"{text(block.summary)}\n\n{table(block.table)}"
+        case Fold():
+            body = "\n\n".join(_block(part) for part in block.blocks)
+            return f"<details>\n<summary>{text(block.title)}</summary>\n\n{body}\n\n</details>"
 
 
 def _code(block: Code) -> str:
-    longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{block.language}\n{block.text}\n{fence}"
+    return fence(block.text, block.language)
+
+
+def fence(code: str, language: str) -> str:
+    """Return code between fences longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{code}\n{ticks}"
 
 
 def _bullets(items: tuple[str, ...]) -> str:
@@ -130,3 +145,8 @@ def _detail(detail: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def blocks(section: Section) -> str:
+    """Return a section without its heading."""
+    return "\n\n".join(_block(block) for block in section.blocks)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from compress.report.frozen import Baseline as Baseline
 from compress.report.frozen import Family as Family
@@ -41,7 +41,22 @@ from compress.report.measured_model import ScenarioResult as ScenarioResult
 from compress.report.measured_model import Stage as Stage
 from compress.report.measured_model import ThroughputPoint as ThroughputPoint
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
+COSTS = (
+    "latency",
+    "speedups",
+    "end_to_end",
+    "throughput_per_s",
+    "load_ms",
+    "first_ms",
+    "throughputs",
+    "scenarios",
+    "energy",
+    "memory",
+    "peak_rss_bytes",
+    "import_rss_bytes",
+)
+"""Fields of a row about time, memory and energy: an emulated row has none of them."""
 
 
 class Deliverable(Frozen):
@@ -66,6 +81,7 @@ class Subject(Frozen):
     """The model that the recipe starts from."""
 
     model: str = Field(description="as the recipe writes it, variables unexpanded")
+    hub: str | None = Field(None, description="its id on the Hugging Face hub, if it came from there")
     digest: str = Field(description="sha256 of its payload")
     task: str
     problem: str = Field(description="single_label, multi_label, regression")
@@ -142,6 +158,7 @@ class Step(Frozen):
 class SplitRecord(Frozen):
     name: str
     source: str = Field(description="as the recipe writes it")
+    hub: str | None = Field(None, description="id of its data set on the Hugging Face hub, if it came from there")
     rows: int
     digest: str = Field(description="sha256 over the normalised rows")
 
@@ -224,6 +241,15 @@ class Difference(Frozen):
     text: str = Field("", description='verdict in words, e.g. "within the noise"')
 
 
+class Twin(Frozen):
+    """The same artifact, with the same examples, on this machine's own processor."""
+
+    target: str
+    n: int = Field(ge=1, description="examples that both ran")
+    same: int = Field(ge=0, description="of them, equal predictions")
+    max_abs: float = Field(ge=0, description="largest difference of an output")
+
+
 class Row(Frozen):
     """One step on one target, accuracy on test."""
 
@@ -240,6 +266,7 @@ class Row(Frozen):
     accuracy: Accuracy | None = None
     difference: Difference | None = None
     agreement: float | None = Field(None, description="share of predictions equal to the reference's, 0 to 1")
+    twin: Twin | None = Field(None, description="of an emulated row: what the artifact answers here")
     classes: tuple[ClassSlice, ...] = Field((), description="by true label, worst difference first")
     latency: Latency | None = Field(None, description="model only")
     speedups: dict[str, Speedup] = Field(default_factory=dict, description="name of the baseline -> ratio")
@@ -263,6 +290,14 @@ class Row(Frozen):
     not_measured: dict[str, str] = Field(
         default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'
     )
+
+    @model_validator(mode="after")
+    def _no_emulated_costs(self) -> Row:
+        if self.evidence == "emulated":
+            found = [name for name in COSTS if getattr(self, name) not in (None, (), {})]
+            if found:
+                raise ValueError(f"an emulated row has accuracy and agreement only, not {', '.join(found)}")
+        return self
 
 
 class LatencySearch(Frozen):
@@ -312,7 +347,7 @@ class Reproduce(Frozen):
 class Report(Frozen):
     """Everything that ``report.json`` holds."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     version: str = Field(description="of mcompress")
     title: str
     recipe: str = Field(description="name of the recipe")

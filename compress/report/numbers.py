@@ -33,6 +33,21 @@ def interval(low: float | None, high: float | None, decimals: int = 2, *, signed
     return f"[{fixed(low, decimals, signed=signed)}, {fixed(high, decimals, signed=signed)}]"
 
 
+def spread(value: float | None, low: float | None, high: float | None, decimals: int = 2) -> str:
+    """Return ``±0.10``, the longer arm of an interval, or nothing if an end is unknown."""
+    if value is None or low is None or high is None:
+        return ""
+    return f"±{max(value - low, high - value, 0.0):,.{decimals}f}"
+
+
+def metric_spread(value: float, low: float | None, high: float | None, unit: Unit) -> str:
+    return spread(_scaled(value, unit), _scaled(low, unit), _scaled(high, unit), _decimals(unit))
+
+
+def points_spread(value: float, low: float | None, high: float | None, unit: Unit = "percent") -> str:
+    return spread(value, low, high, _decimals(unit))
+
+
 def metric(value: float | None, unit: Unit) -> str:
     """Return an accuracy: a fraction as a percentage without its sign, a plain metric as it is."""
     return fixed(_scaled(value, unit), _decimals(unit))

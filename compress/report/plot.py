@@ -1,6 +1,7 @@
 """The Pareto plot as inline SVG: accuracy against latency, area of a marker in proportion to bytes.
 
-A marker's colour is its family of methods (dense, pruned, student); a dot inside says that it computes in 8 bits.
+A marker's colour and outline are its family of methods (dense hollow, pruned filled, student dashed); a dot inside says
+that it computes in 8 bits.
 
 Colours come from the page's CSS classes, so the plot follows light and dark; it uses no network and no script.
 """
@@ -9,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 
-from compress.report import numbers
+from compress.report import numbers, svg
 from compress.report.blocks import Figure, Point
+from compress.report.frozen import Unit
 from compress.report.labels import OPTIONAL, Anchor, Box, Placed, place, text_width
 from compress.report.scales import Axis, latency, linear, nice_step, tick_text
+from compress.report.svg import escape
+from compress.report.svg import text as _text
 
 _FONT = 13.0
 _LARGEST = 17.0
@@ -49,8 +52,6 @@ class ParetoPlot:
     def svg(self) -> str:
         """Return the ``<svg>`` element."""
         parts = [
-            f'<svg class="plot" viewBox="0 0 {self._width} {self._height}" role="img" '
-            f'aria-label="{escape(self._figure.title)}">',
             *self._grid(),
             self._frontier(),
             *(self._bar(p) for p in self._drawn()),
@@ -58,9 +59,8 @@ class ParetoPlot:
             *self._labels(),
             *self._legend(),
             *self._key(),
-            "</svg>",
         ]
-        return "\n".join(part for part in parts if part)
+        return svg.plot(self._width, self._height, self._figure.title, self._figure.summary, parts)
 
     @property
     def _factor(self) -> float:
@@ -109,12 +109,17 @@ class ParetoPlot:
         return f'<polyline class="frontier" points="{corners}"/>' if " " in corners else ""
 
     def _bar(self, point: Point) -> str:
-        box = self._interval(point)
-        if box is None:
-            return ""
-        x, _ = self._at(point)
-        ends = " ".join(f"M{x - 4:.1f},{y:.1f}h8" for y in (box.top, box.bottom))
-        return f'<path class="bar {_class(point)}" d="M{x:.1f},{box.top:.1f}V{box.bottom:.1f} {ends}"/>'
+        """The intervals of both coordinates, where they are known."""
+        (x, y), box, path = self._at(point), self._interval(point), ""
+        if box is not None:
+            ends = " ".join(f"M{x - 4:.1f},{end:.1f}h8" for end in (box.top, box.bottom))
+            path = f"M{x:.1f},{box.top:.1f}V{box.bottom:.1f} {ends}"
+        if point.x_low is not None and point.x_high is not None:
+            low, high = self._x(point.x_low), self._x(point.x_high)
+            ends = " ".join(f"M{end:.1f},{y - 4:.1f}v8" for end in (low, high))
+            if max(x - low, high - x) > self._radius(point.size_bytes):
+                path = f"{path} M{low:.1f},{y:.1f}H{high:.1f} {ends}".strip()
+        return _part(point, f'<path class="bar {_class(point)}" d="{path}"/>') if path else ""
 
     def _interval(self, point: Point) -> Box | None:
         if point.low is None or point.high is None:
@@ -124,15 +129,23 @@ class ParetoPlot:
 
     def _marker(self, point: Point) -> str:
         x, y = self._at(point)
-        unit = "%" if self._figure.percent else ""
-        size = f", {numbers.megabytes(point.size_bytes)} MB" if point.size_bytes is not None else ""
-        score = numbers.metric(point.y, "percent" if self._figure.percent else "plain")
-        speed = f" ({point.speedup})" if point.speedup else ""
-        hint = escape(f"{point.label}: {score} {unit}, {numbers.milliseconds(point.x)} ms{speed}{size}")
         radius = self._radius(point.size_bytes)
         kind = " ".join(filter(None, ("marker", _class(point), point.family)))
-        circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{hint}</title></circle>'
-        return circle + (_eye(x, y, radius) if point.int8 else "")
+        title = f"<title>{escape(self._hint(point))}</title>"
+        circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{title}</circle>'
+        eye = _eye(x, y, radius) if point.int8 else ""
+        return f'<g class="stage" data-step="{escape(point.label)}">{circle}{eye}</g>'
+
+    def _hint(self, point: Point) -> str:
+        unit: Unit = "percent" if self._figure.percent else "plain"
+        score = (numbers.metric(point.y, unit), "%" if self._figure.percent else "")
+        time = f"{numbers.milliseconds(point.x)} ms"
+        speed = f" ({point.speedup})" if point.speedup else ""
+        size = f", {numbers.megabytes(point.size_bytes)} MB" if point.size_bytes is not None else ""
+        return (
+            f"{point.label}: {_joined(*score, numbers.metric_interval(point.low, point.high, unit))}, "
+            f"{_joined(time, numbers.interval(point.x_low, point.x_high))}{speed}{size}"
+        )
 
     def _labels(self) -> list[str]:
         points = self._drawn()
@@ -145,7 +158,7 @@ class ParetoPlot:
         lines = [_leader(anchor, spot) for _, anchor, spot in found if spot.leader]
         for point, anchor, spot in found:
             middle, base = (spot.box.left + spot.box.right) / 2, spot.box.bottom - 4
-            lines.append(_text(middle, base, anchor.text, f"label {_class(point)}", "middle"))
+            lines.append(_part(point, _text(middle, base, anchor.text, f"label {_class(point)}", "middle")))
         if len(found) < len(points):
             hint = f"{len(points) - len(found)} without a label: see the table"
             lines.append(_text(self._frame.right, 14, hint, "tick", "end"))
@@ -221,5 +234,10 @@ def _leader(anchor: Anchor, placed: Placed) -> str:
     return f'<line class="leader" x1="{start_x:.1f}" y1="{start_y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _part(point: Point, markup: str) -> str:
+    """What stands out with its point, and is nothing to point at itself."""
+    return f'<g data-step="{escape(point.label)}">{markup}</g>'
+
+
+def _joined(*words: str) -> str:
+    return " ".join(filter(None, words))

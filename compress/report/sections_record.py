@@ -10,6 +10,7 @@ from compress.report.blocks import (
     Code,
     Column,
     Facts,
+    Fold,
     Heading,
     Paragraph,
     Section,
@@ -17,7 +18,7 @@ from compress.report.blocks import (
     TableRow,
     Tone,
 )
-from compress.report.model import Gate, Report, Step, Unit
+from compress.report.model import Environment, Gate, Report, Step, Unit
 from compress.report.notes import label, note_pairs
 
 _TONES: dict[str | None, Tone] = {"pass": "good", "fail": "bad", "unresolved": "warn"}
@@ -121,7 +122,7 @@ def steps(report: Report) -> Section:
         config = [(label(key), numbers.value_text(value)) for key, value in step.config.items()]
         pairs = (*config, *note_pairs(step, unit))
         if pairs:
-            blocks += [Heading(step.id, step.name), Facts(pairs)]
+            blocks.append(Fold(f"{step.id}: {step.name}", (Facts(pairs),)))
     return Section("steps", "What each step did", tuple(blocks))
 
 
@@ -201,7 +202,16 @@ def data(report: Report) -> Section:
 
 
 def environment(report: Report) -> Section:
-    it = report.environment
+    """This machine, then every other one that results came from."""
+    blocks = _machine(report.environment, (("mcompress", report.version),))
+    for target in report.targets:
+        if target.environment:
+            blocks.append(Heading(target.name, f"{target.evidence} on another machine"))
+            blocks += _machine(target.environment, ())
+    return Section("environment", "Environment", tuple(blocks))
+
+
+def _machine(it: Environment, more: tuple[tuple[str, str], ...]) -> list[Block]:
     pairs = [
         ("CPU", it.cpu),
         ("instruction sets", ", ".join(it.flags) or "not recorded"),
@@ -210,15 +220,15 @@ def environment(report: Report) -> Section:
         ("GPU", it.gpu or "none found"),
         ("system", it.os),
         ("Python", it.python),
-        ("mcompress", report.version),
+        *more,
         *it.notes.items(),
     ]
     blocks: list[Block] = [Facts(tuple(pairs))]
-    if it.packages:
-        blocks += [Heading("Packages"), Facts(tuple(sorted(it.packages.items())))]
     if it.warnings:
-        blocks += [Heading("Warnings"), Bullets(it.warnings)]
-    return Section("environment", "Environment", tuple(blocks))
+        blocks += [Paragraph("Warnings:"), Bullets(it.warnings)]
+    if it.packages:
+        blocks.append(Fold(f"{len(it.packages)} packages", (Facts(tuple(sorted(it.packages.items()))),)))
+    return blocks
 
 
 def reproduce(report: Report) -> Section:
@@ -227,6 +237,7 @@ def reproduce(report: Report) -> Section:
         Code("\n".join(it.commands), "sh"),
         Paragraph(f"Seed {it.seed}. The resolved recipe, variables unexpanded:"),
         Code(it.recipe.rstrip("\n"), "yaml"),
+        Paragraph("The raw samples of a run are in measurements.json, beside report.json.", "muted"),
     )
     return Section("reproduce", "Reproduce", blocks)
 

@@ -1,8 +1,8 @@
-"""Sections that show what was measured: results per target, speed and memory, accuracy."""
+"""Sections that show what was measured: results per target with their Pareto plot, accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from compress.report import numbers
 from compress.report.blocks import (
@@ -18,7 +18,7 @@ from compress.report.blocks import (
     Tag,
     Tone,
 )
-from compress.report.model import Report, Row, Speedup, TargetRecord
+from compress.report.model import Latency, Percentile, Report, Row, Speedup, TargetRecord, Unit
 
 STATUS = {"skipped": "skipped", "failed": "failed", "oom": "out of memory"}
 _STEP = Column("step", "step", numeric=False)
@@ -30,7 +30,7 @@ def results(report: Report) -> Section:
     for target, table in tables(report):
         blocks += [Heading(target.name, describe(target)), table]
         blocks.extend(figure for figure in [pareto(report, target.name)] if figure)
-    if any(not _measured(report, target) for target in report.targets):
+    if any(not measured(report, target) for target in report.targets):
         blocks += [Heading("Targets that were not measured"), absent_targets(report)]
     intro = (
         f"Accuracy is that of the exact artifact on the exact target, on {report.data.evaluated}. "
@@ -42,7 +42,7 @@ def results(report: Report) -> Section:
 
 def tables(report: Report) -> list[tuple[TargetRecord, Table]]:
     """Return every target that was tried here, with its main table."""
-    tried = [target for target in report.targets if _measured(report, target)]
+    tried = [target for target in report.targets if measured(report, target)]
     return [(target, results_table(report, target.name, legend=target is tried[0])) for target in tried]
 
 
@@ -64,14 +64,14 @@ def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
         Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
     ]
     lines = tuple(_result_row(report, row, len(columns)) for row in rows)
-    return Table(tuple(columns), lines, (*_footnotes(rows), *_gaps(lines)), legend)
+    return Table(tuple(columns), lines, (*footnotes(rows), *gaps(lines)), legend)
 
 
 def _result_row(report: Report, row: Row, width: int) -> TableRow:
     step = Cell(row.step, tags=tags_of(report, row))
     strong = ships(report, row)
     if row.status != "ok":
-        return TableRow((step, _refusal(row, width - 1)), strong)
+        return TableRow((step, refusal(row, width - 1)), strong)
     cells = [
         step,
         Cell(numbers.megabytes(row.size_bytes)),
@@ -84,80 +84,42 @@ def _result_row(report: Report, row: Row, width: int) -> TableRow:
     return TableRow(tuple(cells), strong)
 
 
-def details(report: Report) -> Section:
-    """Latency, throughput, start-up and memory of every row."""
-    columns = (
-        _STEP,
-        Column("p50", "p50", "ms"),
-        Column("p90", "p90", "ms"),
-        Column("mean", "mean", "ms"),
-        Column("cv", "CV", "", "standard deviation of the rounds over their mean"),
-        Column("throughput", "throughput", "per s", "measured in batches, of the size below it"),
-        Column("load", "load", "ms", "opening the artifact"),
-        Column("first", "first run", "ms", "first inference after opening"),
-        Column("peak", "peak RSS", "MB", "peak resident memory of the measuring process, with its imports"),
-        Column("import", "at import", "MB", "resident memory before the artifact was opened"),
-    )
-    blocks: list[Block] = []
-    for target in report.targets:
-        rows = rows_of(report, target.name)
-        if _measured(report, target):
-            lines = tuple(_detail_row(row, len(columns)) for row in rows)
-            timed = next((row.latency for row in rows if row.latency), None)
-            note = (
-                f"{numbers.count(timed.inputs)} real inputs, {timed.rounds} rounds" if timed else "latency not measured"
-            )
-            blocks += [Heading(target.name, note), Table(columns, lines, _gaps(lines), legend=not blocks)]
-    intro = "Each variant ran alone in a fresh process. Compare within a table only; milliseconds do not travel."
-    return Section("speed", "Speed and memory", tuple(blocks), intro)
-
-
-def _detail_row(row: Row, width: int) -> TableRow:
-    if row.status != "ok":
-        return TableRow((Cell(row.step), _refusal(row, width - 1)))
-    timed = row.latency
-    batch = f"batch {row.throughput_batch}" if row.throughput_batch else ""
-    return TableRow(
-        (
-            Cell(row.step),
-            Cell(numbers.milliseconds(timed.p50_ms if timed else None)),
-            Cell(numbers.milliseconds(timed.p90_ms if timed else None)),
-            Cell(numbers.milliseconds(timed.mean_ms if timed else None)),
-            Cell(numbers.share(timed.cv if timed else None, 1)),
-            Cell(numbers.fixed(row.throughput_per_s, 1), batch),
-            Cell(numbers.fixed(row.load_ms, 1)),
-            Cell(numbers.fixed(row.first_ms, 1)),
-            Cell(numbers.fixed(row.peak_rss_bytes / 1e6 if row.peak_rss_bytes is not None else None, 1)),
-            Cell(numbers.fixed(row.import_rss_bytes / 1e6 if row.import_rss_bytes is not None else None, 1)),
-        )
-    )
-
-
 def accuracy(report: Report) -> Section:
     """Counts, paired differences, p-values and agreement of every row that ran."""
     ran = [row for row in report.rows if row.status == "ok"]
+    calibrated = any(row.accuracy and row.accuracy.calibration_error is not None for row in ran)
+    error = Column(
+        "ece", "calibration error", "%", "mean gap between confidence and accuracy over 15 bins; lower is better"
+    )
+    several = len({row.difference.baseline for row in ran if row.difference}) > 1
+    baseline = "the baseline step" if several else _baseline_of(ran)
+    against = Column("against", "against", "", "baseline step of the difference", numeric=False)
     columns = (
         _STEP,
         Column("target", "target", numeric=False),
         Column("right", "right", "of n"),
         Column("accuracy", _metric_name(ran), _metric_unit(ran)),
-        Column("difference", "Δ", _difference_unit(ran), "paired difference from the baseline step"),
-        Column("against", "against", "", "baseline step of the difference", numeric=False),
+        Column("difference", "Δ", _difference_unit(ran), f"paired difference from {baseline}"),
+        *([against] if several else []),
         Column("p", "p", "", "probability of such a difference if both were equally good"),
         Column("agreement", "agreement", "", "share of predictions equal to those of the recipe's model"),
+        *([error] if calibrated else []),
         Column("reading", "reading", numeric=False),
     )
-    lines = tuple(_accuracy_row(row, is_reference=row.step in references(report)) for row in ran)
+    keys, compared = [column.key for column in columns], references(report)
+    lines = tuple(_accuracy_row(row, keys, is_reference=row.step in compared) for row in ran)
     intro = (
         "Both models answered the same examples, so differences are paired: far tighter than two separate intervals."
     )
-    return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines, _gaps(lines)),), intro)
+    return Section("accuracy", f"Accuracy on {report.data.evaluated}", (Table(columns, lines, gaps(lines)),), intro)
 
 
-def _accuracy_row(row: Row, *, is_reference: bool) -> TableRow:
+def _accuracy_row(row: Row, keys: Sequence[str], *, is_reference: bool) -> TableRow:
     step, target = Cell(row.step), Cell(row.target, tone="muted")
     if row.accuracy is None:
-        return TableRow((step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=7)))
+        return TableRow(
+            (step, target, Cell(f"not measured: {_why(row, 'accuracy')}", tone="muted", span=len(keys) - 2))
+        )
     score, change = row.accuracy, row.difference
     n = numbers.count(score.n)
     return TableRow(
@@ -167,12 +129,18 @@ def _accuracy_row(row: Row, *, is_reference: bool) -> TableRow:
             Cell(f"n = {n}" if score.right is None else f"{numbers.count(score.right)} of {n}"),
             accuracy_cell(row),
             difference_cell(row, is_reference=is_reference),
-            Cell(change.baseline if change else numbers.MISSING),
+            *([Cell(change.baseline if change else numbers.MISSING)] if "against" in keys else []),
             Cell(numbers.p_value(change.p_value if change else None)),
             Cell(numbers.share(row.agreement)),
+            *([_ece_cell(row)] if "ece" in keys else []),
             Cell((change.text if change else "reference" if is_reference else "") or numbers.MISSING),
         )
     )
+
+
+def _ece_cell(row: Row) -> Cell:
+    error = row.accuracy.calibration_error if row.accuracy else None
+    return Cell(numbers.MISSING if error is None else numbers.fixed(100 * error, 2))
 
 
 def pareto(report: Report, target: str) -> Figure | None:
@@ -192,6 +160,8 @@ def pareto(report: Report, target: str) -> Figure | None:
             family=row.family or "",
             int8=row.step in eight_bits,
             speedup=numbers.ratio(row.speedups[baseline].ratio) if baseline in row.speedups else "",
+            x_low=_median(row.latency).low_ms,
+            x_high=_median(row.latency).high_ms,
         )
         for row in rows_of(report, target)
         if row.status == "ok" and row.latency and row.accuracy
@@ -215,9 +185,14 @@ def pareto(report: Report, target: str) -> Figure | None:
     )
 
 
+def _median(latency: Latency) -> Percentile:
+    """Return the median with its interval, if that was recorded."""
+    return next((it for it in latency.percentiles if it.q == 50), Percentile(q=50))
+
+
 def absent_targets(report: Report) -> Table:
     columns = (Column("target", "target", numeric=False), Column("reason", "why not", numeric=False))
-    missing = [target for target in report.targets if not _measured(report, target)]
+    missing = [target for target in report.targets if not measured(report, target)]
     lines = (TableRow((Cell(t.name), Cell(f"not measured: {absence(report, t)}", tone="muted"))) for t in missing)
     return Table(columns, tuple(lines))
 
@@ -235,7 +210,8 @@ def describe(target: TargetRecord) -> str:
     if target.memory_bytes is not None:
         parts.append(f"{numbers.fixed(target.memory_bytes / 1e6, 0)} MB memory limit")
     parts.append(target.evidence)
-    return ", ".join(parts) + (f". {target.description}" if target.description else "")
+    machine = f" on {target.environment.cpu}, {target.environment.os}" if target.environment else ""
+    return ", ".join(parts) + machine + (f". {target.description}" if target.description else "")
 
 
 def rows_of(report: Report, target: str) -> list[Row]:
@@ -285,31 +261,37 @@ def difference_cell(row: Row, *, is_reference: bool = False) -> Cell:
     )
 
 
+def difference_cell_of(points: float | None, unit: Unit, low: float | None = None, high: float | None = None) -> Cell:
+    """Return a difference with its interval; marked where all of the interval is a loss."""
+    tone: Tone = "bad" if high is not None and high < 0 else "plain"
+    return Cell(numbers.points(points, unit), numbers.points_interval(low, high, unit), tone)
+
+
 def speedup_cell(speedup: Speedup | None) -> Cell:
     """Return a ratio with its interval; a slowdown is marked."""
     if speedup is None:
         return Cell(numbers.MISSING, tone="muted")
     slower = speedup.ratio < 1 and (speedup.high is None or speedup.high < 1)
-    return Cell(
-        numbers.ratio(speedup.ratio), numbers.interval(speedup.low, speedup.high), tone="bad" if slower else "plain"
-    )
+    unclear = (Tag(speedup.text, "muted"),) if speedup.text == "no difference" else ()
+    tone: Tone = "bad" if slower else "plain"
+    return Cell(numbers.ratio(speedup.ratio), numbers.interval(speedup.low, speedup.high), tone, unclear)
 
 
-def _measured(report: Report, target: TargetRecord) -> bool:
+def measured(report: Report, target: TargetRecord) -> bool:
     return any(row.status in ("ok", "oom", "failed") for row in rows_of(report, target.name))
 
 
-def _refusal(row: Row, span: int) -> Cell:
+def refusal(row: Row, span: int) -> Cell:
     tone: Tone = "muted" if row.status == "skipped" else "bad"
     return Cell(f"{STATUS[row.status]}: {row.reason or 'no reason recorded'}", tone=tone, span=span)
 
 
-def _footnotes(rows: list[Row]) -> tuple[str, ...]:
+def footnotes(rows: list[Row]) -> tuple[str, ...]:
     """Say what is missing and what to beware of; a sentence that several rows share is said once."""
     steps: dict[str, list[str]] = {}
     for row in rows:
         missing = [f"{what} not measured: {why}" for what, why in row.not_measured.items()]
-        for sentence in dict.fromkeys([*missing, *row.warnings]):
+        for sentence in dict.fromkeys([*missing, *_twin(row), *row.warnings]):
             steps.setdefault(sentence, []).append(row.step)
     every = len({row.step for row in rows})
     return tuple(
@@ -318,7 +300,16 @@ def _footnotes(rows: list[Row]) -> tuple[str, ...]:
     )
 
 
-def _gaps(lines: Iterable[TableRow]) -> tuple[str, ...]:
+def _twin(row: Row) -> tuple[str, ...]:
+    """Say how an emulated row's answers compare with the same artifact's on this machine."""
+    twin = row.twin
+    if twin is None:
+        return ()
+    where = f"emulated ({row.isa})" if row.isa else "emulated"
+    return (f"{where}: same answer as on {twin.target} for {twin.same} of {twin.n}, outputs within {twin.max_abs:.2g}",)
+
+
+def gaps(lines: Iterable[TableRow]) -> tuple[str, ...]:
     """Return the footnote that explains a dash, if there is one."""
     dashes = any(cell.text == numbers.MISSING for line in lines for cell in line.cells)
     return (f"{numbers.MISSING}: not measured, or without meaning in this row.",) if dashes else ()
@@ -335,6 +326,11 @@ def _compared_with(report: Report, rows: list[Row], name: str) -> str:
 
 def _why(row: Row, what: str) -> str:
     return row.not_measured.get(what, "no reason recorded")
+
+
+def metric_title(report: Report) -> tuple[str, str]:
+    """Return name and unit of the report's metric."""
+    return _metric_name(list(report.rows)), _metric_unit(list(report.rows))
 
 
 def _metric_name(rows: list[Row]) -> str:

@@ -13,15 +13,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from compress.report import sections_results, sections_search, sections_sensitivity
-from compress.report.blocks import Cell, Column, Table, TableRow
+from compress.report.blocks import Cell, Column, Table
 from compress.report.document import VerdictBlock, build
-from compress.report.model import Report, SensitivityRecord
-from compress.report.numbers import MISSING
+from compress.report.model import Report, SensitivityRecord, TargetRecord
+from compress.report.terminal_table import legend, plain, target_grid
 
 STYLES = {"good": "green", "bad": "red", "warn": "yellow", "muted": "dim", "plain": ""}
 _MARKS = {"good": "✓", "bad": "✗", "warn": "?", "muted": "·", "plain": "·"}
-_ROOMY = 100
-"""From this width on, speed-ups show their intervals too."""
 _WIDEST = 110
 _GAP = 2
 """Cells between two columns of a table."""
@@ -30,26 +28,24 @@ _SHORTEST = 12
 
 
 def render_terminal(report: Report, console: Console) -> None:
-    """Print the verdict and the results; the other sections are in the files."""
+    """Print the verdict and the results; the other sections are in the files.
+
+    Where the console is no terminal (a pipe, a file), there are no boxes: plain lines of the same words.
+    """
     document = build(report)
     width = min(console.width, _WIDEST)
-    console.print(Text(plain(document.title), style="bold"))
+    console.print(Text(plain(document.title), style="bold"), width=width)
     console.print(Text(plain(document.subtitle), style="dim"), width=width)
     if document.verdict.banner:
         console.print(Text(document.verdict.banner, style="bold yellow"), width=width)
-    console.print(_verdict(document.verdict), width=width)
-    tables = [
-        _print_target(console, width, target.name, sections_results.describe(target), table)
-        for target, table in sections_results.tables(report)
-    ]
-    _print_searches(console, width, report)
-    absent = sections_results.absent_targets(report)
-    if absent.rows:
-        console.print(Text("Not measured", style="bold"))
-        console.print(_pairs([(row.cells[0], row.cells[1]) for row in absent.rows]), width=width)
+    console.print(_verdict(document.verdict, boxed=console.is_terminal), width=width)
+    if not console.is_terminal:
         console.print()
-    if tables:
-        console.print(_legend(tables), width=width)
+    for target in report.targets:
+        _print_target(console, width, report, target)
+    _print_searches(console, width, report)
+    if report.rows:
+        console.print(Text(legend(report), style="dim"), width=width)
 
 
 def print_ranking(record: SensitivityRecord, console: Console) -> None:
@@ -63,11 +59,6 @@ def print_ranking(record: SensitivityRecord, console: Console) -> None:
     console.print(rich_table(table), width=width)
     meanings = "; ".join(f"{column.title}: {column.meaning}" for column in table.columns if column.meaning)
     console.print(Text(f"{plain(meanings)}.", style="dim"), width=width)
-
-
-def plain(value: str) -> str:
-    """Return text without control characters, which could drive a terminal."""
-    return "".join(c if c.isprintable() else " " for c in value)
 
 
 def rich_table(block: Table) -> RichTable:
@@ -85,9 +76,10 @@ def rich_table(block: Table) -> RichTable:
     return table
 
 
-def _verdict(verdict: VerdictBlock) -> Panel:
+def _verdict(verdict: VerdictBlock, *, boxed: bool) -> Panel | Group:
     style = STYLES[verdict.tone] or "none"
-    parts: list[Text | RichTable] = [Text(plain(verdict.headline), style="bold")]
+    headline = Text(plain(verdict.headline), style="bold")
+    parts: list[Text | RichTable] = [headline if boxed else Text(f"{plain(verdict.label)}: ") + headline]
     if verdict.reasons:
         bullets = RichTable.grid(padding=(0, 1, 0, 0))
         for reason in verdict.reasons:
@@ -98,23 +90,20 @@ def _verdict(verdict: VerdictBlock) -> Panel:
         for step, line, tone in verdict.gates:
             grid.add_row(Text(_MARKS[tone], style=STYLES[tone]), Text(plain(step)), Text(plain(line), style="dim"))
         parts += [Text(), grid]
+    if not boxed:
+        return Group(*parts)
     title = Text(plain(verdict.label), style=f"bold {STYLES[verdict.tone]}".strip())
     return Panel(Group(*parts), title=title, title_align="left", border_style=style, box=box.ROUNDED, padding=(0, 1))
 
 
-def _print_target(console: Console, width: int, name: str, note: str, table: Table) -> Table:
-    """Print one target and return the table as it was shown."""
-    shown = _narrow(table, roomy=width >= _ROOMY)
-    console.print(Text.assemble((plain(name), "bold"), "  ", (plain(note), "dim")), width=width)
-    if shown.rows:
-        console.print(rich_table(shown), width=width)
-    refused = [(row.cells[0], row.cells[1]) for row in table.rows if len(row.cells) < len(table.columns)]
-    if refused:
-        console.print(_pairs(refused), width=width)
-    for note_line in table.notes:
-        console.print(Padding(Text(f"! {plain(note_line)}", style="dim"), (0, 0, 0, 2)), width=width)
+def _print_target(console: Console, width: int, report: Report, target: TargetRecord) -> None:
+    note = sections_results.describe(target)
+    console.print(Text.assemble((plain(target.name), "bold"), "  ", (plain(note), "dim")), width=width)
+    for line in target_grid(report, target, width).lines(width, rule="─" if console.is_terminal else "-"):
+        console.print(line, width=width)
+    for remark in sections_results.footnotes(sections_results.rows_of(report, target.name)):
+        console.print(Padding(Text(f"! {plain(remark)}", style="dim"), (0, 0, 0, 2)), width=width)
     console.print()
-    return shown
 
 
 def _print_searches(console: Console, width: int, report: Report) -> None:
@@ -129,29 +118,6 @@ def _print_searches(console: Console, width: int, report: Report) -> None:
         grid.add_row(Text("•", style="dim"), Text(plain(line)))
     console.print(Padding(grid, (0, 0, 0, 2)), width=width)
     console.print()
-
-
-def _narrow(table: Table, *, roomy: bool) -> Table:
-    """Keep the measured rows and the columns that fit: evidence stands beside the target's name already."""
-    kept = [i for i, column in enumerate(table.columns) if column.key != "status"]
-    quiet = set() if roomy else {i for i in kept if table.columns[i].key.startswith("speedup:")}
-    rows = tuple(
-        TableRow(tuple(_quiet(row.cells[i], i in quiet) for i in kept), row.strong)
-        for row in table.rows
-        if len(row.cells) == len(table.columns)
-    )
-    return Table(tuple(table.columns[i] for i in kept), rows, table.notes)
-
-
-def _quiet(cell: Cell, without_detail: bool) -> Cell:
-    return Cell(cell.text, "" if without_detail else cell.detail, cell.tone, cell.tags)
-
-
-def _pairs(rows: list[tuple[Cell, Cell]]) -> Padding:
-    grid = RichTable.grid(padding=(0, 2, 0, 0))
-    for head, cell in rows:
-        grid.add_row(Text(plain(head.text)), Text(plain(cell.text), style=STYLES[cell.tone]))
-    return Padding(grid, (0, 0, 0, 2))
 
 
 def _room(block: Table, column: int) -> int:
@@ -176,10 +142,3 @@ def _cell(cell: Cell, *, bold: bool) -> Text:
             text.append(", " if i else "", style="dim not bold")
             text.append(tag.text, style=f"not bold {STYLES[tag.tone]}")
     return text
-
-
-def _legend(tables: list[Table]) -> Text:
-    meanings = {c.title: c.meaning for table in tables for c in table.columns if c.meaning}
-    lines = [f"{plain(title)}: {plain(meaning)}" for title, meaning in meanings.items()]
-    lines.append(f"[low, high]: 95 % interval; {MISSING}: not measured")
-    return Text("; ".join(lines) + ".", style="dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -38,8 +38,33 @@ class Session(ABC):
             output name -> float32 array, on the host.
         """
 
+    def stream(self, streams: int) -> Callable[[Iterable[Mapping[str, np.ndarray]]], None]:
+        """Return a function that runs batches to the end, that many in flight at once, and drops their outputs.
+
+        Whatever several streams need is opened here; it is freed with the function.
+
+        Raises:
+            MissingCapabilityError: this runtime runs one batch at a time.
+        """
+        if streams > 1:
+            raise MissingCapabilityError(
+                "This runtime is opened for one batch at a time.",
+                value=f"{streams} streams",
+                fix="Sweep streams on a target of ONNX Runtime or OpenVINO.",
+            )
+
+        def run(batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+            for batch in batches:
+                self.run(batch)
+
+        return run
+
     def placement(self) -> dict[str, Any]:
         """Say which operators run in which precision on which provider; empty if unknown."""
+        return {}
+
+    def memory(self) -> dict[str, int]:
+        """Return ``gpu_allocator_bytes``, the peak of the framework's own GPU allocator, where there is one."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - a hook, not every session holds something
@@ -90,6 +115,7 @@ class Runtime(ABC):
 runtimes: Registry[Runtime] = Registry("runtime", Runtime, group="mcompress.runtimes")  # type: ignore[type-abstract]
 runtimes.register("torch", "compress.runtimes.torch:TorchRuntime")
 runtimes.register("onnxruntime", "compress.runtimes.onnxruntime:OnnxRuntime")
+runtimes.register("onnxruntime-arm64", "compress.runtimes.onnxruntime_arm64:OnnxRuntimeArm64")
 runtimes.register("openvino", "compress.runtimes.openvino:OpenvinoRuntime")
 runtimes.register("tensorrt", "compress.runtimes.tensorrt:TensorrtRuntime")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,9 @@ from compress.artifact import Artifact, Kind
 from compress.errors import ModelError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
+from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.onnx_placement import describe
+from compress.runtimes.streams import run_concurrently
 from compress.runtimes.target import Target
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -48,10 +50,12 @@ class OnnxRuntime(Runtime):
             return Availability(False, "onnxruntime is not installed: pip install 'mcompress[cpu]'")
         if target.device != "cpu":
             return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
-        return Availability(True)
+        reason = why_not(target)
+        return Availability(not reason, reason)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        require_cap(target)
         return _OnnxSession(artifact, target)
 
 
@@ -88,6 +92,17 @@ class _OnnxSession(Session):
         arrays = self._sessions[graph].run(None, feeds)
         return {n: np.asarray(a, dtype=np.float32) for n, a in zip(self._outputs[graph], arrays, strict=True)}
 
+    def stream(self, streams: int) -> Callable[[Iterable[Mapping[str, np.ndarray]]], None]:
+        """Open one session that several threads call; they and its own threads together are the target's number."""
+        if streams == 1:
+            return super().stream(streams)
+        session = _open(self._files["model"], self._target, threads=max(1, thread_count(self._target) - streams + 1))
+
+        def run_one(batch: Mapping[str, np.ndarray]) -> None:
+            session.run(None, {name: batch[name] for name in self._inputs["model"]})
+
+        return lambda batches: run_concurrently(run_one, batches, streams)
+
     def placement(self) -> dict[str, Any]:
         """Describe the optimized graph, see ``onnx_placement``; under a memory limit only name the providers.
 
@@ -105,11 +120,11 @@ class _OnnxSession(Session):
         self._sessions.clear()
 
 
-def _open(path: Path, target: Target, optimized: Path | None = None) -> Any:
+def _open(path: Path, target: Target, optimized: Path | None = None, threads: int | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = thread_count(target)
+    options.intra_op_num_threads = threads or thread_count(target)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.force_spinning_stop", "1")

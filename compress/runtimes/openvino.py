@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from compress.artifact import Artifact, Kind
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
+from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.target import Target
 
 
@@ -29,10 +30,12 @@ class OpenvinoRuntime(Runtime):
             return Availability(False, "openvino is not installed: pip install 'mcompress[openvino]'")
         if target.device != "cpu":
             return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
-        return Availability(True)
+        reason = why_not(target)
+        return Availability(not reason, reason)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        require_cap(target)
         return _OpenvinoSession(artifact, target)
 
 
@@ -40,15 +43,8 @@ class _OpenvinoSession(Session):
     def __init__(self, artifact: Artifact, target: Target) -> None:
         import openvino
 
-        core = openvino.Core()
-        options = {
-            "INFERENCE_NUM_THREADS": thread_count(target),
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._core = core
+        core, options = openvino.Core(), _options(target)
+        self._core, self._target = core, target
         self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
         self._compiled = {
             name: core.compile_model(core.read_model(path), "CPU", options) for name, path in self._files.items()
@@ -61,6 +57,23 @@ class _OpenvinoSession(Session):
         results = self._requests[graph].infer(feeds, share_inputs=True)
         return {port.any_name: np.array(array, dtype=np.float32) for port, array in results.items()}
 
+    def stream(self, streams: int) -> Callable[[Iterable[Mapping[str, np.ndarray]]], None]:
+        """Compile the model for that many streams, among which the target's threads are divided."""
+        if streams == 1:
+            return super().stream(streams)
+        import openvino
+
+        model = self._core.read_model(self._files["model"])
+        compiled = self._core.compile_model(model, "CPU", _options(self._target, streams))
+        queue = openvino.AsyncInferQueue(compiled, streams)
+
+        def run(batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+            for batch in batches:
+                queue.start_async({n: a for n, a in batch.items() if n in self._inputs["model"]}, share_inputs=True)
+            queue.wait_all()
+
+        return run
+
     def placement(self) -> dict[str, Any]:
         """Count the executed layers and the products on integers, as the compiled graph reports them."""
         from compress.runtimes.openvino_placement import describe
@@ -71,3 +84,13 @@ class _OpenvinoSession(Session):
     def close(self) -> None:
         self._requests.clear()
         self._compiled.clear()
+
+
+def _options(target: Target, streams: int = 1) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": thread_count(target),
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import RecipeError, did_you_mean
 
 Evidence = Literal["measured", "proxy", "emulated", "modelled", "ingested"]
+
+
+Isa = Literal["avx2", "avx512"]
+Group = tuple[str, int | None, Isa | None]
 
 
 class Target(BaseModel):
@@ -25,7 +29,28 @@ class Target(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = Field(None, ge=1, description="intra-op threads; null = every core")
     memory_bytes: int | None = Field(None, ge=1, description="limit for the measuring process")
+    isa: Isa | None = Field(
+        None, description="highest x86 level that kernels may use; avx512 is without VNNI; null = all that the CPU has"
+    )
+    emulate: str | None = Field(None, description="CPU model that qemu emulates; such a target has no times")
     evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
+
+    @model_validator(mode="after")
+    def _isa_is_of_a_cpu(self) -> Target:
+        if self.isa is not None and self.device != "cpu":
+            raise ValueError("`isa` caps the instructions of a CPU; leave it out, or set `device: cpu`")
+        return self
+
+    @model_validator(mode="after")
+    def _emulated_is_said(self) -> Target:
+        if self.emulate is not None and self.evidence != "emulated":
+            raise ValueError("a target with `emulate` has `evidence: emulated`")
+        return self
+
+    @property
+    def group(self) -> Group:
+        """Device, threads and instructions: speed-ups are stated among targets that share them."""
+        return self.device, self.threads, self.isa
 
 
 def builtin_targets() -> dict[str, Target]:
@@ -59,5 +84,5 @@ def parse_target(text: str, origin: str) -> Target:
         raise RecipeError(
             "This is not a target.",
             value=f"{origin}: {str(error).splitlines()[0]}",
-            fix="A target has: name, runtime, device, threads, memory_bytes, evidence.",
+            fix="A target has: name, runtime, device, threads, memory_bytes, isa, evidence.",
         ) from error

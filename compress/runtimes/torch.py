@@ -13,6 +13,7 @@ from compress.artifact import Artifact, Kind
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
 from compress.runtimes.cuda import why_no_cuda
+from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.target import Target
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class TorchRuntime(Runtime):
         if find_spec("torch") is None:
             return Availability(False, "torch is not installed: pip install torch")
         if target.device == "cpu":
-            return Availability(True)
+            reason = why_not(target)
+            return Availability(not reason, reason)
         missing = why_no_cuda()
         if missing:
             return Availability(False, f"{missing}; this target needs an NVIDIA GPU and its driver")
@@ -47,6 +49,7 @@ class TorchRuntime(Runtime):
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        require_cap(target)
         from compress.models.loading import load_torch
         from compress.tasks.base import task_from
 
@@ -76,6 +79,13 @@ class _TorchSession(Session):
 
     def placement(self) -> dict[str, object]:
         return {"device": str(self._device), "dtype": str(self._model.dtype).removeprefix("torch.")}
+
+    def memory(self) -> dict[str, int]:
+        import torch
+
+        if self._device.type != "cuda":
+            return {}
+        return {"gpu_allocator_bytes": int(torch.cuda.max_memory_allocated(self._device))}
 
     def close(self) -> None:
         import torch

@@ -211,7 +211,15 @@ def time_side_by_side(
     Raises:
         RunError: one of them could not be run.
     """
-    settings = MeasureSettings(inputs=len(encoded), rounds=rounds, seconds=seconds, warmup_seconds=warmup_seconds)
+    settings = MeasureSettings(
+        inputs=len(encoded),
+        launches=1,
+        rounds=rounds,
+        precision=None,
+        seconds=seconds,
+        end_to_end=False,
+        warmup_seconds=warmup_seconds,
+    )
     subjects = [Subject(label, artifact, encoded, target) for label, artifact in artifacts.items()]
     rows = measure(
         subjects, settings=settings, work=work, seed=seed, latency_only=True, batch_size=batch_size, emit=emit

@@ -275,7 +275,7 @@ class Int8Search:
         def write(bits: Literal[7, 8]) -> onnx.ModelProto:
             return self.write(chosen, weight_bits=bits)
 
-        return probe(write, few, self.limits.weight_bits)
+        return probe(write, few, self.limits.weight_bits, self.target)
 
     def trail(self) -> list[dict[str, Any]]:
         """Return how the limit was reached, step by step; empty where a plain candidate kept it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -77,6 +78,10 @@ class Task(ABC):
         Raises:
             DataError: a label that the task does not know.
         """
+
+    def encoder(self, folder: Path) -> Callable[[Sequence[Row]], Encoded]:
+        """Open a folder's tokenizer or preprocessor once; return what ``encode`` does with it, for many calls."""
+        return partial(self.encode, folder)
 
     @abstractmethod
     def inputs(self, folder: Path) -> tuple[TensorSpec, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -66,10 +66,18 @@ class ImageClassification(Task):
 
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
         """Resize, rescale and normalise images as the folder's ``preprocessor_config.json`` says."""
-        prepare = _preprocessor(tokenizer_folder)
-        values = [prepare(_picture(row).pixels()) for row in rows]
-        targets = self._targets(rows) if rows and all(row.get("label") is not None for row in rows) else None
-        return Encoded({PIXELS: values}, {}, targets, tokens=_patches(tokenizer_folder, prepare))
+        return self.encoder(tokenizer_folder)(rows)
+
+    def encoder(self, folder: Path) -> Callable[[Sequence[Row]], Encoded]:
+        prepare = _preprocessor(folder)
+        patches = _patches(folder, prepare)
+
+        def encode(rows: Sequence[Row]) -> Encoded:
+            values = [prepare(_picture(row).pixels()) for row in rows]
+            targets = self._targets(rows) if rows and all(row.get("label") is not None for row in rows) else None
+            return Encoded({PIXELS: values}, {}, targets, tokens=patches)
+
+        return encode
 
     def golden_rows(self, folder: Path) -> list[Row]:
         """Return drawn images of the model's size: a bright disc on a slope, elsewhere in each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -87,18 +87,25 @@ class TextClassification(Task):
 
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
         """Tokenize rows at their real lengths, cut to ``max_length`` (the longer text of a pair first)."""
-        tokenizer, names, padding = _open_tokenizer(tokenizer_folder)
+        return self.encoder(tokenizer_folder)(rows)
+
+    def encoder(self, folder: Path) -> Callable[[Sequence[Row]], Encoded]:
+        tokenizer, names, padding = _open_tokenizer(folder)
         tokenizer.enable_truncation(self.max_length, strategy="longest_first")
         tokenizer.no_padding()
-        texts = [row["text"] if row.get("text_pair") is None else (row["text"], row["text_pair"]) for row in rows]
-        encodings = tokenizer.encode_batch(texts)
         columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        inputs = {
-            name: [np.array(getattr(encoding, columns[name]), dtype=np.int64) for encoding in encodings]
-            for name in names
-        }
-        targets = self._targets(rows) if rows and all(row.get("label") is not None for row in rows) else None
-        return Encoded(inputs, {name: padding if name == "input_ids" else 0 for name in names}, targets)
+
+        def encode(rows: Sequence[Row]) -> Encoded:
+            texts = [row["text"] if row.get("text_pair") is None else (row["text"], row["text_pair"]) for row in rows]
+            encodings = tokenizer.encode_batch(texts)
+            inputs = {
+                name: [np.array(getattr(encoding, columns[name]), dtype=np.int64) for encoding in encodings]
+                for name in names
+            }
+            targets = self._targets(rows) if rows and all(row.get("label") is not None for row in rows) else None
+            return Encoded(inputs, {name: padding if name == "input_ids" else 0 for name in names}, targets)
+
+        return encode
 
     def inputs(self, folder: Path) -> tuple[TensorSpec, ...]:
         """Return the token inputs of the model in a folder: int64 (batch, sequence) each."""

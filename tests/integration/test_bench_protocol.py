@@ -21,7 +21,9 @@ from compress.data.encoded import Encoded
 from compress.errors import MissingCapabilityError, RunError, UsageError
 from compress.runtimes.target import Target, find_target
 
-TINY = MeasureSettings(inputs=6, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01)
+TINY = MeasureSettings(
+    inputs=6, launches=1, rounds=3, seconds=60, warmup_seconds=0, throughput_batch=4, throughput_seconds=0.01
+)
 MIB = 2**20
 ONE_THREAD = find_target("ort-cpu-1t")
 
@@ -94,6 +96,42 @@ def test_row_survives_json_without_outputs_or_paths(
     assert str(tmp_path) not in text
     again = Measurement.model_validate_json(text)
     assert again == row.model_copy(update={"outputs": None})
+
+
+def test_second_clock_runs_in_the_same_children_and_leaves_the_memory_figures_alone(
+    tiny_exported: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    from compress.tasks.base import task_from
+
+    artifact = tiny_exported()
+    task = task_from(artifact.manifest.task)
+    rows = [{"text": f"a {word} film", "text_pair": None, "label": "?"} for word in ("good", "bad", "slow", "fine")]
+    encoded = task.encode(artifact.path, [{"text": row["text"]} for row in rows])
+    subjects = [Subject(name, artifact, encoded, ONE_THREAD, rows) for name in "ab"]
+    measured = measure(subjects, settings=TINY.model_copy(update={"launches": 2}), work=tmp_path)
+    for row in measured:
+        assert (row.status, row.not_measured) == ("ok", {})
+        assert np.array(row.end_to_end_ms).shape == (2, 5, 4)
+        assert np.array(row.end_to_end_ms).min() > 0
+        assert row.frameworks == ["onnxruntime"]
+        phases = {phase["name"]: phase for phase in row.memory_phases}
+        assert list(phases) == ["import", "load", "first", "steady", "peak"]
+        assert phases["import"]["rss_bytes"] == row.import_rss_bytes
+        assert phases["peak"]["rss_bytes"] == row.peak_rss_bytes
+        assert max(phase["rss_bytes"] for phase in row.memory_phases) == row.peak_rss_bytes
+        np.testing.assert_array_equal(row.outputs, reference(artifact, encoded))
+
+
+def test_artifact_without_a_tokenizer_has_no_second_clock_and_says_why(
+    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path
+) -> None:
+    subject = Subject("a", tiny_onnx(), tiny_encoded, ONE_THREAD, [{"text": "a", "text_pair": None}] * 24)
+    (row,) = measure([subject], settings=TINY, work=tmp_path)
+    assert (row.status, row.end_to_end_ms) == ("ok", [])
+    assert "tokenizer.json" in row.not_measured["end_to_end"]
+    assert row.not_measured["end_to_end"] in row.warnings
+    assert str(tmp_path) not in row.model_dump_json()
+    assert row.throughput_per_s is not None
 
 
 def test_corrupt_model_is_a_failed_row_and_the_others_go_on(

@@ -24,7 +24,10 @@ def call(*words: object, code: int = 0) -> Result:
 
 
 def parsed(*words: object, code: int = 0) -> Any:
-    return json.loads(call(*words, "--json", code=code).stdout)
+    """Return what --json gives: one line, the last and only one."""
+    shown = call(*words, "--json", code=code).stdout
+    assert shown.count("\n") == 1
+    return json.loads(shown)
 
 
 def fits_a_terminal(text: str) -> bool:
@@ -115,15 +118,8 @@ def test_bench_compares_artifacts_side_by_side(lab, ran) -> None:
     text = call("bench", folders[0], "--data", lab.data / "test.csv", "--inputs", 2, "--rounds", 3).stdout
     assert fits_a_terminal(text)
     assert "accuracy, N = 24" in text
-
-
-def test_bench_table_wraps_a_reason() -> None:
-    from compress.pipeline.benching import BenchRow, table
-
-    reason = "no NVIDIA driver is installed; this target needs an NVIDIA GPU and its driver"
-    row = BenchRow(artifact="engine", target="tensorrt", status="skipped", reason=reason, size_mb=1.0)
-    assert fits_a_terminal(table([row]))
-    assert " ".join(table([row]).split()).count(reason) == 1
+    assert rows[1]["p50_ms"] > 0
+    assert rows[1]["difference_low"] <= rows[1]["difference"] <= rows[1]["difference_high"]
 
 
 def test_report_is_rendered_again_from_its_record(ran) -> None:
@@ -139,11 +135,21 @@ def test_report_is_rendered_again_from_its_record(ran) -> None:
 def test_compare_passes_the_same_run_and_fails_a_worse_one(ran, tmp_path) -> None:
     assert call("compare", ran, ran).stdout
     assert parsed("compare", ran, ran)["ok"]
+    assert "the same test examples" in parsed("compare", ran, ran)["pairing"]
     worse = json.loads((ran / "report.json").read_text())
     for row in worse["rows"]:
         row["accuracy"]["value"] -= 0.5
     (tmp_path / "report.json").write_text(json.dumps(worse))
-    assert call("compare", ran, tmp_path, code=1).stdout
+    answers = json.loads((ran / "outcomes.json").read_text())
+    assert {len(text) for row in answers["rows"].values() for text in row.values()} == {24}
+    for row in answers["rows"].values():
+        row["ort-cpu-1t"] = "0" * 12 + row["ort-cpu-1t"][12:]
+    (tmp_path / "outcomes.json").write_text(json.dumps(answers))
+    text = call("compare", ran, tmp_path, code=1).stdout
+    assert fits_a_terminal(text)
+    assert "regression" in call("compare", ran, tmp_path, "--markdown", code=1).stdout
+    deliverable = ran / "deliverables" / "int8"
+    assert "mcompress bench" in call("compare", deliverable, deliverable, code=2).stderr
     assert not parsed("compare", ran, tmp_path, code=1)["ok"]
     assert call("compare", tmp_path, ran).stdout
 
@@ -151,6 +157,9 @@ def test_compare_passes_the_same_run_and_fails_a_worse_one(ran, tmp_path) -> Non
 def test_export_copies_the_shipped_artifact_or_a_named_step(ran, tmp_path) -> None:
     call("export", f"{ran}:int8", tmp_path / "int8")
     assert open_artifact(tmp_path / "int8").digest == open_artifact(ran / "deliverables" / "int8").digest
+    card = (tmp_path / "int8" / "README.md").read_text()
+    assert card == (ran / "deliverables" / "int8" / "README.md").read_text()
+    assert "model-index:" in card
     intermediate = call("export", f"{ran}:export", tmp_path / "plain").stdout
     assert "onnx" in intermediate
     assert open_artifact(tmp_path / "plain").manifest.made_by.name == "export"
@@ -221,7 +230,13 @@ def test_sensitivity_needs_the_float_model(lab, ran, tmp_path) -> None:
     assert call("sensitivity", f"{ran}:export", "--method", "other", code=2).stdout == ""
 
 
-SMALL = ("data.calibration.samples=8", "measure.targets=[ort-cpu-1t]", "measure.inputs=2", "measure.rounds=3")
+SMALL = (
+    "data.calibration.samples=8",
+    "measure.targets=[ort-cpu-1t]",
+    "measure.inputs=2",
+    "measure.rounds=3",
+    "measure.launches=1",
+)
 
 
 def test_run_takes_a_model_and_data_and_prints_the_recipe_it_chose(lab, ran, tmp_path) -> None:
@@ -236,6 +251,7 @@ def test_run_takes_a_model_and_data_and_prints_the_recipe_it_chose(lab, ran, tmp
     result = call("run", tmp_path / "model" / "model.onnx", "--data", data, "--out", out, *sets, "--json")
     assert "quantize" in result.stderr
     assert "recipe: 1" in result.stderr
+    assert result.stdout.count("\n") == 1
     report = json.loads(result.stdout)
     assert report["recipe"] == "onnx-int8"
     assert report["data"]["evaluated"] == "validation"

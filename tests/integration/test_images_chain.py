@@ -15,7 +15,7 @@ from compress.data.sources import load_data
 
 pytest.importorskip("torch_pruning")
 
-LEAST = {"inputs": 2, "rounds": 1, "warmup_seconds": 0.0, "throughput_seconds": 0.001}
+LEAST = {"inputs": 2, "launches": 1, "rounds": 1, "warmup_seconds": 0.0, "throughput_seconds": 0.001}
 DATA = {"builtin": {"name": "digits", "rows": 240}, "calibration": {"samples": 16}}
 INIT = {"family": "resnet", "image_size": 16, "num_channels": 1, "stem": 16, "widths": [16, 24], "depths": [1, 1]}
 STEPS = [

@@ -17,7 +17,7 @@ ROOT = Path(compress.__file__).parent
 LONGEST = 400
 
 LAYERS = (
-    {"errors"},
+    {"errors", "progress"},
     {"artifact", "store", "registry"},
     {"data"},
     {"tasks"},
@@ -30,6 +30,7 @@ LAYERS = (
     {"recipe"},
     {"report"},
     {"pipeline", "predictor"},
+    {"kit"},
     {"api"},
     {"cli"},
     {"__main__"},

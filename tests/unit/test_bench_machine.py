@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import json
 import socket
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from compress.bench import environment as env
 from compress.bench import limits
 from compress.bench.launch import without_folders
-from compress.bench.memory import peak_resident_bytes, resident_bytes
+from compress.bench.memory import memory_phase, peak_phase, peak_resident_bytes, resident_bytes
 
 MIB = 2**20
+KINDS = ("anonymous_bytes", "mapped_bytes")
 
 
 def test_peak_memory_follows_an_allocation_and_stays() -> None:
@@ -33,6 +35,41 @@ def test_peak_memory_without_proc_is_in_bytes_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("compress.bench.memory._STATUS", tmp_path / "absent")
     assert peak_resident_bytes() == pytest.approx(expected, rel=0.2)
     assert resident_bytes() > 10 * MIB
+
+
+def test_phases_tell_mapped_files_from_anonymous_memory(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("this system does not tell them apart")
+    file = tmp_path / "weights"
+    file.write_bytes(b"x" * 64 * MIB)
+    phases = [memory_phase("import")]
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    phases.append(memory_phase("load"))
+    mapped = np.memmap(file, dtype=np.uint8, mode="r")
+    assert int(mapped[::4096].sum()) == 64 * MIB // 4096 * ord("x")
+    phases.append(memory_phase("first"))
+    grown = [{key: new[key] - old[key] for key in KINDS} for old, new in itertools.pairwise(phases)]
+    assert grown[0]["anonymous_bytes"] == pytest.approx(block.nbytes, rel=0.05)
+    assert grown[1]["mapped_bytes"] == pytest.approx(64 * MIB, rel=0.05)
+    assert abs(grown[0]["mapped_bytes"]) < MIB
+    assert abs(grown[1]["anonymous_bytes"]) < MIB
+    for phase in phases:
+        assert phase["rss_bytes"] >= phase["anonymous_bytes"] + phase["mapped_bytes"]
+    assert peak_phase()["rss_bytes"] >= phases[-1]["rss_bytes"]
+
+
+def test_memory_that_is_only_reserved_is_not_counted() -> None:
+    before = memory_phase("import")
+    reserved = np.empty(1024 * MIB, dtype=np.uint8)
+    assert memory_phase("load")["rss_bytes"] < before["rss_bytes"] + 64 * MIB
+    del reserved
+
+
+def test_phases_without_proc_have_the_resident_set_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("compress.bench.memory._STATUS", tmp_path / "absent")
+    phase = memory_phase("steady")
+    assert (phase["name"], phase["anonymous_bytes"], phase["mapped_bytes"]) == ("steady", None, None)
+    assert phase["rss_bytes"] > 10 * MIB
 
 
 @pytest.mark.parametrize(
@@ -119,16 +156,3 @@ def test_cpu_facts_read_x86_and_arm() -> None:
     assert env.cpu_facts(x86) == ("Fast CPU", ["avx2", "avx512_vnni"])
     assert env.cpu_facts("processor : 0\nFeatures : fp asimd asimddp\n") == ("", ["asimd", "asimddp"])
     assert env.cpu_facts("") == ("", [])
-
-
-@pytest.mark.parametrize(
-    ("load", "percents", "expected"),
-    [(0.1, [0.0, 0.0], 0), (99.0, [0.0, 0.0], 1), (0.1, [0.0, 80.0], 1), (99.0, [0.0, 80.0], 2), (0.1, [80.0, 0.0], 0)],
-)
-def test_busy_machine_is_noticed_on_the_measured_core(
-    load: float, percents: list[float], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("psutil.getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: percents)
-    monkeypatch.setattr(env.os, "cpu_count", lambda: 2)
-    assert len(env.busy_warnings([1])) == expected

@@ -121,3 +121,23 @@ def test_labels_of_nearly_equal_points_do_not_overlap() -> None:
     anchors = [Anchor(200 + i, 100 + i, 8, f"almost-the-same-{i}") for i in range(5)]
     boxes = [placed.box for placed in place(anchors, [], Box(0, 0, 760, 400), 13)]
     assert not any(a.overlap(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_intervals_of_both_coordinates_and_both_in_the_hint() -> None:
+    wide = Point("wide", 5, 0.9, 0.88, 0.92, 1_000_000, True, ships=False, x_low=3, x_high=7)
+    narrow = Point("narrow", 9, 0.8, 0.78, 0.82, 1_000_000, True, ships=False, x_low=8.99, x_high=9.01)
+    svg = ParetoPlot(figure(wide, narrow), 760, 430).svg()
+    paths = re.findall(r'<g data-step="(\w+)"><path class="bar best" d="([^"]+)"', svg)
+    horizontal = {step: re.findall(r"M([\d.]+),[\d.]+H([\d.]+)", path) for step, path in paths}
+    ((low, high),) = horizontal["wide"]
+    assert float(low) < float(high)
+    assert horizontal["narrow"] == []  # it lies inside its marker
+    assert "wide: 90.00 % [88.00, 92.00], 5.00 ms [3.00, 7.00], 1.00 MB</title>" in svg
+
+
+def test_dominated_points_are_told_apart_by_class_and_every_mark_knows_its_step() -> None:
+    svg = ParetoPlot(figure(point("good", 1, 0.9), point("beaten", 2, 0.8, pareto=False)), 760, 430).svg()
+    for step, kind in (("good", "best"), ("beaten", "beaten")):
+        assert re.search(rf'<g class="stage" data-step="{step}"><circle class="marker {kind}"', svg)
+        assert re.search(rf'<g data-step="{step}"><path class="bar {kind}"', svg)
+        assert re.search(rf'<g data-step="{step}"><text class="label {kind}"', svg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from html import unescape
@@ -79,7 +81,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.texts.append(data)
 
 
@@ -93,9 +95,11 @@ def parse(html: str) -> Page:
 
 def numbers_of(row: Row) -> list[str]:
     """The texts that a measured row must show, worked out here from the record by hand."""
-    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+    found = [f"{row.size_bytes / 1e6:.2f}", f"{row.accuracy.right} of {row.accuracy.n}"]
     found += [f"{100 * row.accuracy.value:.2f}", f"[{100 * row.accuracy.low:.2f}, {100 * row.accuracy.high:.2f}]"]
-    found += [f"{row.accuracy.right} of {row.accuracy.n}", f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
+    if row.latency:
+        found += [f"{row.latency.p50_ms:.2f}", f"{row.latency.p90_ms:.2f}"]
+        found += [f"{row.load_ms:.1f}", f"{row.peak_rss_bytes / 1e6:.1f}"]
     found += [f"{speedup.ratio:.2f}x" for speedup in row.speedups.values()]
     if row.difference:
         found.append(f"{row.difference.points:+.2f}".replace("-", "−"))
@@ -138,8 +142,16 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
     titles = re.findall(r"^## (.*)$", render_markdown(example), flags=re.MULTILINE)
     assert titles == [
         "Verdict",
+        "Stage by stage",
         "Results",
+        "Latency",
+        "Throughput",
+        "Memory",
+        "Cold costs",
+        "Energy",
         "Accuracy on test",
+        "Accuracy by label",
+        "Changed answers",
         "Students and pruned models",
         "Predicted and measured latency",
         "What was pruned where",
@@ -147,15 +159,15 @@ def test_order_is_verdict_then_results_then_the_record(example: Report) -> None:
         "What runs on integers",
         "Sensitivity to INT8",
         "Gates and parity",
-        "Speed and memory",
+        "Findings and warnings",
+        "Limits",
         "Model",
-        "What each step did",
         "Data",
+        "What each step did",
         "Environment",
         "Reproduce",
-        "Limits",
     ]
-    assert re.findall(r'<section id="([a-z]+)"', render_html(example))[:2] == ["verdict", "results"]
+    assert re.findall(r'<h2 id="([a-z]+)-title"', render_html(example))[:3] == ["verdict", "stages", "results"]
 
 
 def test_every_number_of_every_row_is_in_markdown_and_html(example: Report) -> None:
@@ -181,14 +193,17 @@ def test_changing_a_value_changes_its_text_and_nothing_else(example: Report) -> 
 def test_html_is_well_formed_and_self_contained(example: Report) -> None:
     html = render_html(example)
     page = parse(html)
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    script = re.search(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in unescape(html)
     assert not {"link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         assert "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#"), tag
         assert not [name for name in attributes if name.startswith("on")]
-    assert not re.search(r"https?://|@import|url\(|@font-face", html)
-    assert "default-src 'none'" in html
+    assert not re.search(r"https?://|@import|url\(|@font-face|fetch\(|XMLHttp|innerHTML|eval\(", html)
+    assert "default-src 'none'" in unescape(html)
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -208,7 +223,7 @@ def test_html_rows_span_every_column(example: Report) -> None:
 def test_texts_of_the_report_cannot_become_markup(example: Report) -> None:
     html, markdown = render_html(example), render_markdown(example)
     for rendering in (html, markdown):
-        assert "<script>" not in rendering
+        assert "<script>alert" not in rendering
         assert "<b>dense" not in rendering
         assert "int8 &lt;b&gt;dense&lt;/b&gt;" in rendering
     hostile = '"><img src=x onerror=alert(1)>](http://x)\n# `a` | b'
@@ -230,16 +245,82 @@ def test_terminal_never_exceeds_its_width(example: Report, minimal: Report, widt
 
 def test_terminal_shows_the_verdict_and_the_numbers(example: Report) -> None:
     shown = terminal(example)
-    flat = " ".join(shown.replace("│", " ").split())
-    assert "Ship student-int8: 2.59 times as fast as ONNX Runtime FP32 on ort-cpu-1t" in flat
+    flat = " ".join(shown.split())
+    assert "Verdict: Ship student-int8: 2.59 times as fast as ONNX Runtime FP32 on ort-cpu-1t" in flat
     assert "Synthetic data: these accuracies say nothing about yours." in flat
-    assert "student-int8-75 15.51 85.05 −3.74 2.90 5.38x 3.77x" in flat
-    assert "[85.77, 89.99] [−2.09, +0.55]" in flat
+    assert "✗ student-int8-75 15.51 85.05 −3.74 ±2.20 ↓ 2.90 3.77x ±0.11" in flat
+    assert "→ student-int8" in flat
+    assert "−0.77 ±1.32 ≈" in flat
     assert "student-int8 out of memory: needed 131 MB, the limit is 64 MB" in flat
-    assert "tensorrt not measured: No CUDA device was found" in flat
+    assert "skipped: no CUDA device on this machine" in flat
     assert "speed-up over onnx-fp32 on ort-cpu-1t" in flat
     assert "\x1b" not in shown
-    assert "[2.51, 2.66]" in terminal(example, 120)
+    assert not set(shown) & set("╭╮╰╯│─")
+    assert "±2.25" not in flat
+    wide = terminal(example, 120)
+    assert "88.02 ±2.25" in wide
+    assert "5.38x" in wide
+
+
+def test_a_terminal_gets_a_box_and_colour_and_no_color_takes_the_colour_away(
+    example: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = io.StringIO()
+    render_terminal(example, Console(file=out, width=80, force_terminal=True))
+    assert "╭─" in out.getvalue()
+    assert "\x1b[32m" in out.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    render_terminal(example, Console(file=out, width=80, force_terminal=True))
+    assert "\x1b[32m" not in out.getvalue()
+
+
+REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/report.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_real_reports_are_readable_at_80_columns(path: Path) -> None:
+    """Each measured row is one line, with its figures whole; each row that did not run is there with its reason."""
+    report = read_report(path)
+    lines = [line.rstrip() for line in terminal(report).splitlines()]
+    assert max(map(cell_len, lines)) <= 80
+    assert report.rows
+    for row in report.rows:
+        found = [line for line in lines if re.match(rf"[ →?✗] {re.escape(row.step)}\*? ", line)]
+        if row.status == "ok":
+            assert any(
+                f" {row.latency.p50_ms:,.2f} " in line and f"{100 * row.accuracy.value:.2f}" in line for line in found
+            )
+            assert not any("…" in line for line in found)
+        else:
+            assert " ".join(row.reason.split())[:20] in " ".join(" ".join(lines).split())
+
+
+def test_arrows_say_what_is_resolved(example: Report) -> None:
+    row = example.rows[4]
+    for low, high, arrow in ((0.1, 1.0, "↑"), (-1.0, -0.1, "↓"), (-1.0, 1.0, "≈")):
+        change = row.difference.model_copy(update={"points": (low + high) / 2, "low": low, "high": high})
+        (line,) = [x for x in terminal(replace_row(example, 4, difference=change)).splitlines() if "→ student" in x]
+        assert f" {arrow} " in line
+    error = row.accuracy.model_copy(update={"metric": "mae", "unit": "plain", "direction": "lower"})
+    change = row.difference.model_copy(update={"points": -0.2, "low": -0.3, "high": -0.1, "unit": "plain"})
+    other = replace_row(example, 4, difference=change, accuracy=error)
+    (line,) = [x for x in terminal(other).splitlines() if "→ student" in x]
+    assert "−0.2000 ±0.1000 ↑" in line
+
+
+def test_no_difference_stands_beside_its_speedup(example: Report) -> None:
+    name = "ONNX Runtime FP32"
+    same = (
+        example.rows[4]
+        .speedups[name]
+        .model_copy(update={"ratio": 1.01, "low": 0.99, "high": 1.04, "text": "no difference"})
+    )
+    shown = terminal(replace_row(example, 4, speedups={**example.rows[4].speedups, name: same}))
+    assert "1.01x ±0.03 ≈" in shown
+    assert "≈ beside a speed-up: no difference" in " ".join(shown.split())
 
 
 def test_terminal_does_not_obey_escape_sequences(minimal: Report) -> None:
@@ -254,7 +335,7 @@ def test_what_is_missing_has_words(minimal: Report) -> None:
         assert "No step declares a gate." in rendering
         assert "Overlap between splits: not measured." in rendering
         assert "not recorded" in rendering
-    assert "not measured: no GPU" in terminal(minimal)
+    assert "skipped: no GPU" in terminal(minimal)
 
 
 def test_a_row_without_accuracy_or_latency_says_so(example: Report) -> None:

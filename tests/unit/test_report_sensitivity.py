@@ -162,7 +162,7 @@ def test_labels_of_a_plot_are_escaped() -> None:
 
 
 def test_html_holds_both_sizes_of_the_plot(example: Report) -> None:
-    section = re.search(r'<section id="sensitivity">.*?</section>', render_html(example), re.DOTALL)[0]
+    section = re.search(r'<section id="sensitivity"[^>]*>.*?</section>', render_html(example), re.DOTALL)[0]
     assert section.count('<svg class="plot"') == 2
     assert section.count('class="amount kept"') == 4  # a bar and the key, twice
     assert "<h3>student-int8</h3>" in section

@@ -47,7 +47,7 @@ def rows():
     found = SimpleNamespace(
         measurements=(measured("model", 2.0, 2), measured("int8", 1.0, 22), measured("between", 2.0, 2)),
         targets=(ORT,),
-        baselines={("cpu", 1): (Baseline(ONNX, "model", ORT),)},
+        baselines={ORT.group: (Baseline(ONNX, "model", ORT),)},
         answers=ANSWERS,
     )
     return {row.step: row for row in build_rows(state, found)}

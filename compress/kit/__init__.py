@@ -1,0 +1,1 @@
+"""Bring your own device: a folder that measures a run's models anywhere, and the way back of its result."""

@@ -1,0 +1,229 @@
+"""A model card: ``README.md`` of an artifact folder, as the Hugging Face hub reads it and as a person does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from compress.report import numbers
+from compress.report.markdown import fence, text
+from compress.report.model import Accuracy, Report, Row, Step
+
+CARD_NAME = "README.md"
+_LIBRARIES = {"torch": "transformers"}
+_VARIABLE = re.compile(r"^\$\{\w+\}/")
+_REDUCED = {"int8", "int4", "fp16"}
+_CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed"}
+_AUTO = {
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "ORTModelForSequenceClassification"),
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "ORTModelForImageClassification"),
+}
+_WORDS = {
+    "int8": "8-bit integer products",
+    "int4": "4-bit weights",
+    "fp16": "float16 weights",
+    "pruned": "heads, neurons or layers removed",
+    "distilled": "trained to answer as a teacher does",
+    "finetuned": "fine-tuned",
+    "factorized": "factored matrices",
+    "trimmed": "a smaller vocabulary",
+}
+
+
+def render_card(report: Report, step: str, *, files: tuple[str, ...] = ()) -> str:
+    """Return the card of the artifact that a step made.
+
+    Args:
+        report: of the run.
+        step: its id.
+        files: names of the artifact's files; they decide which loaders open it.
+    """
+    made = next(candidate for candidate in report.steps if candidate.id == step)
+    rows = [row for row in report.rows if row.step == step]
+    head = yaml.safe_dump(front_matter(report, made, rows), sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{head}---\n\n" + "\n\n".join(_body(report, made, rows, files)) + "\n"
+
+
+def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
+    """Return the metadata: what it was made from, for what, with which result on which split."""
+    found: dict[str, Any] = {}
+    if report.subject.hub:
+        found["base_model"] = report.subject.hub
+        relation = _relation(step)
+        if relation:
+            found["base_model_relation"] = relation
+    found["library_name"] = _LIBRARIES.get(step.kind or "", step.kind)
+    found["pipeline_tag"] = report.subject.task
+    hubs = list(dict.fromkeys(split.hub for split in report.data.splits if split.hub))
+    if hubs:
+        found["datasets"] = hubs
+    metrics = list(dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy))
+    if metrics:
+        found["metrics"] = metrics
+    found["tags"] = list(dict.fromkeys(["mcompress", *([step.kind] if step.kind else []), *step.traits]))
+    results = [_result(report, step, row, row.accuracy) for row in rows if row.accuracy]
+    if results:
+        found["model-index"] = [{"name": step.id, "results": results}]
+    return found
+
+
+def _relation(step: Step) -> str | None:
+    traits = set(step.traits)
+    if traits & _REDUCED:
+        return "quantized"
+    return "finetune" if traits & _CHANGED else None
+
+
+def _result(report: Report, step: Step, row: Row, score: Accuracy) -> dict[str, Any]:
+    split = next((s for s in report.data.splits if s.name == report.data.evaluated), None)
+    source = _VARIABLE.sub("", split.source) if split else report.data.evaluated
+    return {
+        "task": {"type": report.subject.task},
+        "dataset": {
+            "name": source,
+            "type": (split.hub if split else None) or "local",
+            "split": report.data.evaluated,
+        },
+        "metrics": [{"type": score.metric, "value": round(score.value, 6), "name": f"{score.metric} on {row.target}"}],
+        "source": {"name": f"mcompress {report.version}", "url": f"urn:sha256:{step.digest or report.subject.digest}"},
+    }
+
+
+def _body(report: Report, step: Step, rows: list[Row], files: tuple[str, ...]) -> Iterator[str]:
+    yield f"# {text(step.id)}"
+    yield _what(report, step)
+    if report.data.synthetic:
+        yield "> **The data was generated: these accuracies say nothing about yours.**"
+    yield "## Load it"
+    yield _load(report, step, files)
+    yield f"## Accuracy on {text(report.data.evaluated)}"
+    yield _accuracy(rows)
+    yield "## Speed, memory and size"
+    yield _speed(report, rows)
+    yield "## Limits"
+    yield "\n".join(f"- {text(line)}" for line in _limits(report, step))
+    yield "## How it was made"
+    yield _made(report, step)
+    yield "<details>\n<summary>Reproduce</summary>"
+    yield fence("\n".join(report.reproduce.commands), "sh")
+    yield fence(report.reproduce.recipe.rstrip("\n"), "yaml")
+    yield "</details>"
+
+
+def _what(report: Report, step: Step) -> str:
+    subject = report.subject
+    origin = f"[{text(subject.hub)}](https://huggingface.co/{subject.hub})" if subject.hub else text(subject.model)
+    traits = "; ".join(_WORDS.get(trait, trait) for trait in step.traits) or "nothing but its format was changed"
+    labels = f", {subject.labels} labels" if subject.labels else ""
+    kind = text(step.kind or "an artifact")
+    what = f"{text(report.title)}: {origin} ({text(subject.task)}{labels}) as {kind}"
+    return f"{what}, made by mcompress {text(report.version)}: {text(traits)}."
+
+
+def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
+    lines = ["import compress", 'predictor = compress.load("FOLDER")  # any kind; checks every file']
+    stock: list[str] = []
+    if step.kind == "torch" and "structure.json" in files:
+        stock = ['model = compress.load_model("FOLDER")  # layers of different widths: Transformers alone cannot']
+    elif step.kind == "torch" and report.subject.task in _AUTO:
+        model, processor, _ = _AUTO[report.subject.task]
+        stock = [
+            f"from transformers import {model}, {processor}",
+            f'model, processor = {model}.from_pretrained("FOLDER"), {processor}.from_pretrained("FOLDER")',
+        ]
+    elif step.kind == "onnx":
+        stock = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
+    elif step.kind == "openvino":
+        stock = ["import openvino", 'model = openvino.Core().compile_model("FOLDER/openvino_model.xml", "CPU")']
+    parts = [fence("\n".join(lines), "python")]
+    if stock:
+        parts.append(fence("\n".join(stock), "python"))
+    if step.kind == "tensorrt":
+        parts.append(fence("trtexec --loadEngine=FOLDER/model.engine", "sh"))
+    return "\n\n".join(parts)
+
+
+def _accuracy(rows: list[Row]) -> str:
+    scored = [(row, row.accuracy) for row in rows if row.accuracy]
+    if not scored:
+        return "Not measured."
+    head = ("target", "metric", "value", "95 % interval", "n", "Δ, paired", "reading")
+    lines = [_line(head), "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
+    lines += [_line(_accuracy_cells(row, score)) for row, score in scored]
+    return "\n".join(lines)
+
+
+def _accuracy_cells(row: Row, score: Accuracy) -> tuple[str, ...]:
+    change, unit = row.difference, " %" if score.unit == "percent" else ""
+    delta, reading = numbers.MISSING, ""
+    if change:
+        interval = numbers.points_interval(change.low, change.high, change.unit)
+        delta = f"{numbers.points(change.points, change.unit)} {interval}".strip()
+        reading = f"{change.text} (from {change.baseline})"
+    return (
+        row.target,
+        score.metric,
+        f"{numbers.metric(score.value, score.unit)}{unit}",
+        numbers.metric_interval(score.low, score.high, score.unit) or numbers.MISSING,
+        numbers.count(score.n),
+        delta,
+        reading,
+    )
+
+
+def _speed(report: Report, rows: list[Row]) -> str:
+    names = list(report.baselines)
+    head = ("target", "evidence", "p50, ms", *(f"vs {name}" for name in names), "peak RSS, MB", "size, MB")
+    lines = [_line(head), _line(("---", "---", *["---:"] * (len(head) - 2)), escape=False)]
+    for row in rows:
+        if row.status != "ok":
+            lines.append(_line((row.target, row.evidence, f"{row.status}: {row.reason}", *[""] * (len(head) - 3))))
+            continue
+        ratios = (row.speedups.get(name) for name in names)
+        cells = (
+            row.target,
+            row.evidence,
+            numbers.milliseconds(row.latency.p50_ms if row.latency else None),
+            *(
+                f"{numbers.ratio(s.ratio)} {numbers.interval(s.low, s.high)}".strip() if s else numbers.MISSING
+                for s in ratios
+            ),
+            numbers.megabytes(row.peak_rss_bytes),
+            numbers.megabytes(row.size_bytes),
+        )
+        lines.append(_line(cells))
+    note = (
+        f"Measured on {text(report.environment.cpu)}, batch 1, one input in flight. "
+        "Ratios carry over to like machines, milliseconds do not."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
+
+
+def _limits(report: Report, step: Step) -> Iterator[str]:
+    yield from report.limits
+    for gate in step.gates:
+        if gate.verdict != "pass":
+            yield f"Gate on validation, {gate.limit}: {gate.verdict}. {gate.text}".strip()
+    yield "How the base model was trained, and what it must not be used for, stands in its own card."
+
+
+def _made(report: Report, step: Step) -> str:
+    known = {candidate.id: candidate for candidate in report.steps}
+    chain: list[Step] = []
+    here: Step | None = step
+    while here is not None and here not in chain:
+        chain.append(here)
+        here = known.get(here.parents.get("model", ""))
+    lines = []
+    for link in reversed(chain):
+        others = [f"{role}: {parent}" for role, parent in link.parents.items() if role != "model"]
+        facts = [f"sha256 {numbers.short_digest(link.digest)}", *others]
+        lines.append(f"1. **{text(link.id)}**: {text(link.name)} ({text(', '.join(facts))})")
+    return "\n".join(lines)
+
+
+def _line(cells: tuple[str, ...], *, escape: bool = True) -> str:
+    return f"| {' | '.join(text(cell) if escape else cell for cell in cells)} |"

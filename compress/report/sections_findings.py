@@ -1,0 +1,36 @@
+"""The section that collects what a reader must beware of, whatever table it belongs to."""
+
+from __future__ import annotations
+
+from compress.report.blocks import Bullets, Section
+from compress.report.model import Report, Row
+
+
+def findings(report: Report) -> Section | None:
+    """Findings, warnings, unsteady clocks and invalid runs of all rows, each said once."""
+    said: dict[str, list[str]] = {}
+    for row in report.rows:
+        for sentence in _of_row(row):
+            said.setdefault(sentence, []).append(f"{row.step} on {row.target}")
+    lines = [f"{_places(places)}: {sentence}" for sentence, places in said.items()]
+    lines += [f"this machine: {warning}" for warning in report.environment.warnings]
+    for target in report.targets:
+        lines += [f"{target.name}: {it}" for it in (target.environment.warnings if target.environment else ())]
+    if not lines:
+        return None
+    intro = "What stands out in the tables above: slow kernels, busy machines, runs that do not count."
+    return Section("findings", "Findings and warnings", (Bullets(tuple(lines)),), intro)
+
+
+def _of_row(row: Row) -> list[str]:
+    found = [*row.findings, *row.warnings]
+    for name, latency in (("latency", row.latency), ("end to end", row.end_to_end and row.end_to_end.latency)):
+        if latency and latency.stability in ("drifting", "noisy"):
+            found.append(f"{name} is {latency.stability}: {latency.stability_text or 'no reason recorded'}")
+    found += [f"{it.scenario} scenario not valid: {it.text}" for it in row.scenarios if not it.valid]
+    return found
+
+
+def _places(places: list[str], most: int = 3) -> str:
+    rest = f" and {len(places) - most} more" if len(places) > most else ""
+    return ", ".join(places[:most]) + rest
