@@ -12,9 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.artifact import Artifact, Graph, PassRecord, TensorSpec, create_artifact
+from compress.bench.timing_statistics import order_ranks
 from compress.data.encoded import Encoded
 
 MADE_BY = PassRecord(name="selftest", version=1, config={})
+MANY, ATTEMPTS = 2048, 3
+"""Columns of the first attempt to slow a model down, and how many attempts come before the last one."""
 TINY = 1e-30
 """What the added branch is multiplied by before it joins the output: no float32 logit changes."""
 
@@ -66,20 +69,21 @@ def plant(artifact: Artifact, folder: Path, columns: int) -> Artifact:
 def calibrate(artifact: Artifact, encoded: Encoded, work: Path, share: float, rounds: int) -> Planted:
     """Add work until a plain loop is slower by ``share``: the loop is this function's own, not the harness.
 
+    The first attempt adds so much that its cost is plain, the next ones scale it down; the last one is the answer.
+
     Args:
         rounds: pairs of passes over the inputs for each attempt; the last attempt takes four times as many.
     """
-    columns = 256
-    for attempt in range(4):
-        last = attempt == 3
+    columns = MANY
+    for attempt in range(ATTEMPTS):
         planted = plant(artifact, work / f"planted-{attempt}", columns)
-        ratios = _side_by_side(artifact, planted, encoded, rounds * (4 if last else 1))
-        slower = statistics.mean(ratios) - 1
-        if last:
-            half = 1.96 * statistics.stdev(ratios) / len(ratios) ** 0.5
-            return Planted(planted, columns, slower, slower - half, slower + half)
-        columns = max(8, round(columns * share / max(slower, share / 8) / 8) * 8)
-    raise AssertionError("the last attempt returns")
+        ratios = _side_by_side(artifact, planted, encoded, rounds)
+        scale = share / max(statistics.median(ratios) - 1, share / 2)
+        columns = max(8, round(columns * scale / 8) * 8)
+    planted = plant(artifact, work / "planted", columns)
+    ratios = sorted(_side_by_side(artifact, planted, encoded, 4 * rounds))
+    low, high = order_ranks(len(ratios), 50) or (1, len(ratios))
+    return Planted(planted, columns, statistics.median(ratios) - 1, ratios[low - 1] - 1, ratios[high - 1] - 1)
 
 
 def _side_by_side(first: Artifact, second: Artifact, encoded: Encoded, rounds: int) -> list[float]:

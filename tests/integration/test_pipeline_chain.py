@@ -118,6 +118,28 @@ def test_rows_cover_every_stage_on_every_target_with_both_baselines(chain: Ran) 
         assert "NVIDIA" in rows["engine", "tensorrt"].reason
 
 
+def test_rows_carry_classes_and_percentiles_and_the_waterfall_ends_with_a_deliverable(chain: Ran) -> None:
+    report = chain.report
+    rows = {(row.step, row.target): row for row in report.rows}
+    shipped = rows["small-int8", "ort-cpu-1t"]
+    assert sum(it.n for it in shipped.classes) == shipped.accuracy.n
+    assert {it.label for it in shipped.classes} <= set(lab_labels(chain))
+    assert all(it.reference is not None for it in shipped.classes)
+    assert all(it.reference is None for it in rows["model", "torch-cpu-1t"].classes)
+    assert 0 <= shipped.accuracy.calibration_error <= 1
+    assert [it.q for it in shipped.latency.percentiles] == [50, 90, 95, 99]
+    assert all("different inputs" in it.reason for it in shipped.latency.percentiles), "two inputs bear no percentile"
+    assert len(shipped.latency.quantiles_ms) == 101
+    waterfall = [it for it in report.stages if it.target == "ort-cpu-1t"]
+    assert [it.step for it in waterfall[:5]] == ["model", "onnx", "prune", "distill", "small"]
+    assert waterfall[-1].step in DELIVERED
+    assert [bool(it.latency_ms) for it in waterfall] == [True, True, False, True, True, True]
+
+
+def lab_labels(ran: Ran) -> list[str]:
+    return list(ran.deliverable("small-int8").manifest.task["labels"])
+
+
 def test_gates_are_judged_and_a_failed_one_holds_back(chain: Ran) -> None:
     gates = {step.id: step.gates for step in chain.report.steps}
     assert all(gates[name][0].verdict == "pass" for name in DELIVERED)

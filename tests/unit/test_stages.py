@@ -48,7 +48,7 @@ def row(step: str, ms: float, value: float, target: str = "ort-cpu-1t") -> Row:
 def told(rows: list[Row], shipped: str | None = "small-int8", *, torch: bool = True):
     ort, own = find_target("ort-cpu-1t"), find_target("torch-cpu-1t")
     group = (*([Baseline(TORCH, "model", own)] if torch else []), Baseline(ONNX, "onnx-fp32", ort))
-    measured = SimpleNamespace(targets=(ort, own), baselines={("cpu", 1): group})
+    measured = SimpleNamespace(targets=(ort, own), baselines={ort.group: group})
     return list(stages(state(), measured, rows, Verdict(step=shipped, headline="")))
 
 
