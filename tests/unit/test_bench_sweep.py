@@ -47,7 +47,7 @@ class FakeChild:
 
 def lane(child: FakeChild, ms: float = 1.0) -> Any:
     subject = SimpleNamespace(encoded=SimpleNamespace(lengths=LENGTHS))
-    return SimpleNamespace(child=child, subject=subject, facts={}, samples=[[[ms] * 4]], warnings=[])
+    return SimpleNamespace(child=child, subject=subject, facts={}, samples=[[[ms] * 4]], warnings=[], not_measured={})
 
 
 def settings(**changes: Any) -> MeasureSettings:

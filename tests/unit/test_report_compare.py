@@ -311,18 +311,18 @@ def test_outcomes_that_are_no_shares_stay_numbers() -> None:
     assert found.of("a", "u") is None
 
 
-def test_only_rows_that_answered_the_whole_split_leave_outcomes(tmp_path: Path) -> None:
+def test_only_rows_that_answered_the_split_in_its_order_leave_outcomes(tmp_path: Path) -> None:
     task = TextClassification(("bad", "fine"), max_length=32)
     answers = np.array([0, 1, 1])
     logits = np.eye(2, dtype=np.float32)
-    whole = SimpleNamespace(subject="a", target="t", outputs=logits[[0, 1, 0]])
-    none = SimpleNamespace(subject="b", target="t", outputs=None)
+    whole = SimpleNamespace(subject="a", target="t", outputs=logits[[0, 1, 0]], examples=None)
+    none = SimpleNamespace(subject="b", target="t", outputs=None, examples=None)
     measured: Any = SimpleNamespace(split="test", answers=answers, measurements=[whole, none])
     state: Any = SimpleNamespace(task=task, data={"test": Split("test", [{}] * 3, "d", "x")})
     write_outcomes(state, measured, tmp_path)
     found = read_outcomes(tmp_path)
     assert found == Outcomes(split="test", digest="d", metric="accuracy", rows={"a": {"t": "110"}})
-    part: Any = SimpleNamespace(task=task, data={"test": Split("test", [{}] * 4, "d", "x")})
+    whole.examples = np.array([0, 1, 2])
     (tmp_path / "part").mkdir()
-    write_outcomes(part, measured, tmp_path / "part")
+    write_outcomes(state, measured, tmp_path / "part")
     assert read_outcomes(tmp_path / "part") is None
