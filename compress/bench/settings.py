@@ -34,7 +34,7 @@ class MeasureSettings(BaseModel):
     launches: int = Field(3, ge=1, description="fresh sets of processes; more than one shows the spread between them")
     rounds: int = Field(15, ge=1, description="most passes of every artifact over the sequence, per launch")
     precision: float | None = Field(
-        0.01,
+        0.02,
         gt=0,
         description="rounds end when the interval of every ratio to the group's first row reaches no further than this "
         f"share of it, and not before {PRECISE_ROUNDS} of them; null: all rounds are run",
