@@ -15,11 +15,12 @@ from compress.bench.statistics import paired_difference
 from compress.data.sources import read_rows
 from compress.errors import UsageError, did_you_mean
 from compress.passes.base import Progress
+from compress.pipeline.costs import missing_of
 from compress.pipeline.emulated import part_of
 from compress.pipeline.measuring import Baseline
-from compress.pipeline.scenarios import missing_scenarios, scenarios_of
+from compress.pipeline.scenarios import scenarios_of
 from compress.pipeline.scores import accuracy_of
-from compress.pipeline.throughput import missing_throughputs, throughputs_of
+from compress.pipeline.throughput import throughputs_of
 from compress.pipeline.timings import latency_of, speedup_over
 from compress.report.frozen import Unit
 from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
@@ -88,7 +89,7 @@ def bench_artifacts(
         folders: artifact folders, all of the same task; the first is the baseline.
         data: one labelled file with the task's columns.
         targets: names or YAML paths; empty = each artifact's usual CPU target.
-        inputs, rounds: size of the timed sequence and passes over it.
+        inputs, rounds: size of the timed sequence and most passes over it, per launch.
         scenarios: MLPerf-style scenarios to run with LoadGen.
         server_latency_ms: what the server scenario's 99th percentile must keep; None = derived.
 
@@ -124,7 +125,7 @@ def bench_artifacts(
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
     groups = [
-        (subject.target.device, m.threads, subject.target.isa) for subject, m in zip(subjects, measured, strict=True)
+        (s.target.device, s.target.emulate, m.threads, s.target.isa) for s, m in zip(subjects, measured, strict=True)
     ]
     return [
         _row(m, measured[0], measured[groups.index(group)], subjects[groups.index(group)].target, task, answers)
@@ -134,14 +135,14 @@ def bench_artifacts(
 
 def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target, task: Task, answers: Any) -> BenchRow:
     """Compare accuracy with ``base``, and speed with ``beside``: the first row of the same group, on ``target``."""
-    score, first = _score(m, task, answers), _score(base, task, answers, m)
+    score, first, second = _score(m, task, answers), _score(base, task, answers, m), _score(m, task, answers, base)
     fields: dict[str, Any] = {}
     if score is not None:
         accuracy = accuracy_of(score)
         fields |= {"metric": score.metric, "unit": accuracy.unit, "direction": score.direction, "value": score.value}
         fields |= {"value_low": accuracy.low, "value_high": accuracy.high, "n": len(score.outcomes)}
-    if score is not None and first is not None and m is not base:
-        paired = paired_difference(first.outcomes, score.outcomes)
+    if first is not None and second is not None and m is not base:
+        paired = paired_difference(first.outcomes, second.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
     place = Baseline(beside.subject, beside.subject, target)
     for prefix, clock in (("", "samples_ms"), ("end_to_end_", "end_to_end_ms")):
@@ -155,7 +156,7 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target,
         throughput_per_s=m.throughput_per_s,
         throughputs=throughputs_of(m),
         scenarios=scenarios_of(m),
-        not_measured=missing_throughputs(m) | missing_scenarios(m),
+        not_measured=missing_of(m),
         peak_rss_bytes=m.peak_rss_bytes,
         warnings=m.warnings,
         **fields,
