@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from compress.errors import UsageError
 
@@ -73,6 +73,12 @@ class ModelResult(_Strict):
     peak_rss_bytes: Count | None = None
     golden_max_abs: float | None = Field(None, ge=0)
     outputs: list[list[float]] | None = None
+
+    @model_validator(mode="after")
+    def _failed_has_nothing(self) -> Self:
+        if self.status == "failed" and (self.samples_ms or self.outputs):
+            raise ValueError("a model that failed has neither times nor outputs")
+        return self
 
 
 class Result(_Strict):
