@@ -91,7 +91,7 @@ class Child:
             line = stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # nothing, or what a killed process had written by then
             raise self._death(op)
         answer = json.loads(line)
         if "error" in answer:

@@ -122,14 +122,6 @@ def percentile(samples: np.ndarray, q: float) -> float:
     return float(np.percentile(np.asarray(samples, dtype=np.float64), q, method="linear"))
 
 
-def samples_for_percentile(q: float, confidence: float = 0.99) -> int:
-    """Return how many samples it takes until one lies above the q-th percentile with this confidence.
-
-    ``n >= ln(1 - confidence) / ln(q / 100)``: 44 for p90, 459 for p99.
-    """
-    return math.ceil(math.log(1 - confidence) / math.log(q / 100))
-
-
 def order_ranks(n: int, q: float, confidence: float = 0.95) -> tuple[int, int] | None:
     """Return the ranks (from 1) of the order statistics of n draws that enclose their q-th percentile.
 
