@@ -24,7 +24,7 @@ from compress.pipeline.throughput import throughputs_of
 from compress.pipeline.timings import latency_of, speedup_over
 from compress.report.frozen import Unit
 from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
-from compress.runtimes.target import Target, find_target
+from compress.runtimes.target import Target, find_target, find_targets
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
 
@@ -107,7 +107,7 @@ def bench_artifacts(
                 fix="Compare artifacts of one task with the same labels.",
             )
     rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
-    wanted = [find_target(name) for name in targets]
+    wanted = find_targets(targets)
     subjects = [
         Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target, rows)
         for name, artifact in artifacts

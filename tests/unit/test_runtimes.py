@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from compress.errors import MissingCapabilityError, ModelError, RecipeError
 from compress.runtimes import cuda, onnxruntime, tensorrt
 from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count, usable_cores
-from compress.runtimes.target import Target, builtin_targets, find_target
+from compress.runtimes.target import Target, builtin_targets, find_target, find_targets
 
 MIB = 2**20
 EXPECTED = {
@@ -47,6 +48,15 @@ def test_builtin_targets_are_these() -> None:
     assert all(runtimes.get(target.runtime).kinds for target in builtin_targets().values())
     limited = [t for t in builtin_targets().values() if t.memory_bytes or t.isa]
     assert {t.evidence for t in limited} == {"proxy"}, "what stands in for another machine says so"
+
+
+def test_targets_are_told_apart_by_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{name: ort-cpu-1t, runtime: onnxruntime, threads: 1, memory_bytes: 1000}", encoding="utf-8")
+    twice = find_targets(["torch-cpu-1t", str(mine), "torch-cpu-1t"])
+    assert [(target.name, target.memory_bytes) for target in twice] == [("torch-cpu-1t", None), ("ort-cpu-1t", 1000)]
+    with pytest.raises(RecipeError, match="the same name"):
+        find_targets(["ort-cpu-1t", str(mine)])
 
 
 def test_unknown_target_is_corrected() -> None:
