@@ -21,6 +21,8 @@ from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+CHECKED = "checked afterwards"
+"""How a memory limit is held where no control group can be made."""
 _STDERR_LINES = 3
 _EXIT_PATIENCE_S = 5.0
 _FOLDERS = re.compile(r"""(?<![\w./])(?<!:/)/(?!/)(?:[^\s/:'"<>]+/)+""")
@@ -74,7 +76,7 @@ class Child:
         """How the memory limit is held: by a control group, or by a look at the peak afterwards."""
         if self._limit is None:
             return None
-        return f"cgroup v{self._group.version}" if self._group else "checked afterwards"
+        return f"cgroup v{self._group.version}" if self._group else CHECKED
 
     def ask(self, op: str, **job: Any) -> dict[str, Any]:
         """Send one job and wait for its answer.

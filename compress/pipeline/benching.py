@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,10 @@ from compress.pipeline.measuring import Baseline
 from compress.pipeline.scenarios import scenarios_of
 from compress.pipeline.scores import accuracy_of
 from compress.pipeline.throughput import throughputs_of
-from compress.pipeline.timings import latency_of, speedup_over
+from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
 from compress.report.frozen import Unit
 from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
+from compress.report.model import Speedup
 from compress.runtimes.target import Target, find_target, find_targets
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
@@ -145,8 +146,12 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target,
         paired = paired_difference(first.outcomes, second.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
     place = Baseline(beside.subject, beside.subject, target)
-    for prefix, clock in (("", "samples_ms"), ("end_to_end_", "end_to_end_ms")):
-        fields |= _times(prefix, place, _on_clock(m, clock), None if m is beside else _on_clock(beside, clock))
+    cells = {} if m is beside else {(beside.subject, target.name): beside}
+    latency, whole = latency_of(m), end_to_end_of(m, [place], cells)
+    if latency is not None:
+        fields |= {"p50_ms": latency.p50_ms} | _ratio("speedup", speedups_of(m, [place], cells))
+    if whole is not None:
+        fields |= {"end_to_end_ms": whole.latency.p50_ms} | _ratio("end_to_end_speedup", whole.speedups)
     return BenchRow(
         artifact=m.subject,
         target=m.target,
@@ -171,26 +176,11 @@ def _scenarios(names: Sequence[str]) -> list[Scenario]:
     return [name for name in known if name in names]
 
 
-def _times(prefix: str, place: Baseline, m: Measurement, beside: Measurement | None) -> dict[str, Any]:
-    """Return the median and the ratio over ``beside``, if both were timed."""
-    latency = latency_of(m)
-    if latency is None:
-        return {}
-    fields: dict[str, Any] = {"end_to_end_ms" if prefix else "p50_ms": latency.p50_ms}
-    speedup = None if beside is None else speedup_over(place, beside, m)
-    if speedup is not None:
-        fields |= {
-            f"{prefix}speedup": speedup.ratio,
-            f"{prefix}speedup_low": speedup.low,
-            f"{prefix}speedup_high": speedup.high,
-            f"{prefix}speedup_text": speedup.text,
-        }
-    return fields
-
-
-def _on_clock(m: Measurement, clock: str) -> Measurement:
-    """Return the measurement with the samples of one clock as its samples."""
-    return m.model_copy(update={"samples_ms": getattr(m, clock)})
+def _ratio(name: str, speedups: Mapping[str, Speedup]) -> dict[str, Any]:
+    """Return the fields of the one ratio there is, if any."""
+    for it in speedups.values():
+        return {name: it.ratio, f"{name}_low": it.low, f"{name}_high": it.high, f"{name}_text": it.text}
+    return {}
 
 
 def _score(m: Measurement, task: Task, answers: Any, like: Measurement | None = None) -> Score | None:

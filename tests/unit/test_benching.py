@@ -33,7 +33,8 @@ def bench(
         emulated = subject.target.evidence == "emulated"
         part = [1, 3] if emulated else None
         ms = 1.0 if subject.label == "fast" else 2.0
-        costs = {"samples_ms": [[[ms] * 3] * 3] * 3, "throughput_per_s": 1.0, "not_measured": {"end_to_end": "why"}}
+        costs = {"samples_ms": [[[ms] * 3] * 3] * 3, "throughput_per_s": 1.0, "not_measured": {"placement": "why"}}
+        costs["end_to_end_ms"] = [[[ms + 1.0] * 3] * 3] * 3
         return Measurement(
             subject=subject.label,
             target=subject.target.name,
@@ -70,10 +71,13 @@ def test_accuracies_are_paired_on_the_examples_that_both_ran(
 
 
 def test_speed_is_compared_with_the_first_row_that_has_times(bench: Callable[..., list[BenchRow]]) -> None:
-    assert [row.speedup for row in bench(*TARGETS)] == [None, None, None, 2.0]
+    rows = bench(*TARGETS)
+    assert [row.speedup for row in rows] == [None, None, None, 2.0]
+    assert [(row.p50_ms, row.end_to_end_ms) for row in rows] == [(None, None), (2.0, 3.0), (None, None), (1.0, 2.0)]
+    assert (rows[3].end_to_end_speedup, rows[3].end_to_end_speedup_text) == (1.5, "faster")
 
 
 def test_what_is_missing_has_its_own_reason(bench: Callable[..., list[BenchRow]]) -> None:
     emulated, here, *_ = bench(*TARGETS)
     assert set(emulated.not_measured.values()) == {"an emulator's time says nothing about the device"}
-    assert here.not_measured == {"end_to_end": "why"}
+    assert here.not_measured == {"placement": "why"}
