@@ -22,9 +22,8 @@ from compress.pipeline.scenarios import scenarios_of
 from compress.pipeline.scores import accuracy_of
 from compress.pipeline.throughput import throughputs_of
 from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
-from compress.report.frozen import Unit
+from compress.report.frozen import Speedup, Unit
 from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
-from compress.report.model import Speedup
 from compress.runtimes.target import Target, find_target, find_targets
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
