@@ -17,6 +17,7 @@ from compress.errors import CompressError, UsageError
 from compress.kit.result import ModelResult, Result, check_against_kit, read_result
 from compress.kit.writing import KITS
 from compress.pipeline import folder
+from compress.pipeline.cards import write_cards
 from compress.pipeline.costs import costs_of
 from compress.pipeline.measuring import ONNX, Baseline
 from compress.pipeline.rows import mark_pareto
@@ -49,7 +50,7 @@ class _Memory:
 
 
 def ingest(source: Path, run: Path, *, name: str | None = None) -> tuple[report.Report, str]:
-    """Validate a result and put its rows, graded ``ingested``, into a run's report and its renderings.
+    """Validate a result and put its rows, graded ``ingested``, into a run's report, its renderings and its cards.
 
     A result of the same device, runtime and number of threads replaces the earlier one.
 
@@ -70,6 +71,7 @@ def ingest(source: Path, run: Path, *, name: str | None = None) -> tuple[report.
     kept = run / INGESTED / f"{re.sub(r'[^a-z0-9]+', '-', target)}-{hash_json(target)[:8]}.json"
     folder.write_atomically(kept, result.model_dump_json() + "\n")
     write_report(merged, run)
+    write_cards(merged, run)
     return merged, target
 
 

@@ -95,6 +95,7 @@ def test_rows_compare_on_their_own_examples() -> None:
     twin = twin_of(task, there, [there, here])
     assert twin == report.Twin(target="ort-cpu-1t", n=2, same=1, max_abs=0.75)
     assert twin_of(task, here, [here]) is None
+    assert twin_of(task, row(outputs=np.array([[np.nan, 1.0]]), examples=[1]), [here]) is None
     arm = {"flags": ["asimd", "asimddp"], "architecture": "aarch64"}
     assert isa_of(EMULATED[0], row(placement=arm)) == "arm64-dot"
     assert isa_of(EMULATED[0], row(placement=arm | {"flags": ["asimd"]})) == "arm64"
