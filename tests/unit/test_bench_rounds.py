@@ -112,7 +112,7 @@ def run(fake: type[FakeChild], subjects: list[Subject], tmp_path: Path) -> Calla
     def run(some: list[Subject] | None = None, **settings: Any) -> list[Measurement]:
         return measure(
             some or subjects,
-            settings=MeasureSettings(**{"inputs": 5} | settings),
+            settings=MeasureSettings(**{"inputs": 5, "precision": 0.01} | settings),
             work=tmp_path,
             clock=lambda: FakeChild.now,
         )
