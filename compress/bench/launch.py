@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from compress.bench.limits import create_group
-from compress.errors import MissingCapabilityError
+from compress.errors import CompressError
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
@@ -150,7 +150,7 @@ class Child:
 def _capped(target: Target) -> dict[str, str]:
     try:
         return capped_environment(target)
-    except MissingCapabilityError as error:
+    except CompressError as error:
         raise ChildError("failed", f"{error.what} {without_folders(str(error.value))}") from error
 
 
