@@ -148,7 +148,7 @@ def _target_record(result: Result) -> report.TargetRecord:
     runtime, machine, state = result.runtime, result.environment, result.state
     where = runtime.provider.removesuffix("ExecutionProvider").lower()
     on_gpu = runtime.backend == "tensorrt" or bool(_GPU.search(runtime.provider))
-    device = re.sub(r"[^\w.]+", "-", result.device.lower()).strip("-")[:40]
+    device = re.sub(r"[^\w.]+", "-", result.device.lower()).strip("-")[:40] or "device"
     words = [runtime.backend, where if where != "cpu" else "", "" if on_gpu else f"{runtime.threads}t"]
     notes = {
         "architecture": machine.architecture,

@@ -15,8 +15,9 @@ from compress.errors import UsageError
 LARGEST_BYTES = 64 * 2**20
 _AGAIN = "Run the kit's run.py again and bring back the file that it writes."
 
-Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e]+$")]
+_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*$"
+Text = Annotated[str, StringConstraints(max_length=500, pattern=_VISIBLE)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=_VISIBLE)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]

@@ -102,6 +102,7 @@ def test_a_good_result_is_read_and_fits(put: Callable[[Any], Path]) -> None:
         ("created", "yesterday"),
         ("device", ""),
         ("device", "a\x1b[31m"),
+        ("device", "a\u2066b"),
         ("device", "x" * 10_000),
         ("extra", 1),
         ("runtime.backend", "shell"),
@@ -225,6 +226,11 @@ def test_an_output_that_is_no_number_ends_its_model_and_not_the_runner(
 def test_devices_are_told_apart_in_any_script() -> None:
     names = [
         _target_record(Result.model_validate(changed("device", device))).name
-        for device in ("树莓派 5", "开发板", "../../etc/passwd")
+        for device in ("树莓派 5", "开发板", "../../etc/passwd", "?")
     ]
-    assert names == ["树莓派-5/onnxruntime-1t", "开发板/onnxruntime-1t", "..-..-etc-passwd/onnxruntime-1t"]
+    assert names == [
+        "树莓派-5/onnxruntime-1t",
+        "开发板/onnxruntime-1t",
+        "..-..-etc-passwd/onnxruntime-1t",
+        "device/onnxruntime-1t",
+    ]
