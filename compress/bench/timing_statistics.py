@@ -94,7 +94,7 @@ def studentised_ratio(baseline: Samples, samples: Samples, *, confidence: float 
     halves = []
     if launches > 1:
         spread = math.sqrt(launches / (launches - 1) * sum(float(u.sum()) ** 2 for u in influences)) / rounds
-        halves.append(_t(confidence, launches - 1) * spread)
+        halves.append(student_t(confidence, launches - 1) * spread)
     if rounds > launches:
         halves.append(_half_within(influences, confidence))
     if not halves:
@@ -276,7 +276,7 @@ def _half_within(influences: Sequence[np.ndarray], confidence: float) -> float:
     square = sum(float(((u - u.mean()) ** 2).sum()) for u in influences)
     variance = square / (rounds - launches) * (1 - 1 / n) / (1 - share)
     degrees = max(launches * (1 / share - 1), min(FEWEST_DEGREES, rounds - launches))
-    return _t(confidence, degrees) * math.sqrt(variance * share / launches)
+    return student_t(confidence, degrees) * math.sqrt(variance * share / launches)
 
 
 def _mean_variance(correlation: float, n: float) -> float:
@@ -311,7 +311,8 @@ def _inputs_for_ranks(q: float, confidence: float) -> int:
     return math.ceil(math.log((1 - confidence) / 2) / math.log(rarer))
 
 
-def _t(confidence: float, degrees: float) -> float:
+def student_t(confidence: float, degrees: float) -> float:
+    """Return the two-sided quantile of Student's t: how many standard errors an interval reaches."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
