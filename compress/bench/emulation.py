@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +39,14 @@ def run_emulated(
 
     Returns:
         For each subject the facts of its row: outputs and the examples that they belong to, or status and reason.
+        When one raises, or on an interruption, the others end after the examples they are at.
     """
-    lock, done, total = threading.Lock(), 0, len(subjects) * len(part)
+    lock, stopped, done, total = threading.Lock(), threading.Event(), 0, len(subjects) * len(part)
 
     def advance(examples: int) -> None:
         nonlocal done
+        if stopped.is_set():
+            raise CancelledError
         with lock:
             done += examples
             emit("emulating arm64: examples", done, total)
@@ -54,7 +57,11 @@ def run_emulated(
         return _answers(subjects[number], part, folder, advance)
 
     with ThreadPoolExecutor(workers or len(usable_cores())) as pool:
-        return list(pool.map(one, range(len(subjects))))
+        try:
+            return list(pool.map(one, range(len(subjects))))
+        except BaseException:
+            stopped.set()
+            raise
 
 
 def _answers(subject: Subject, part: Sequence[int], folder: Path, advance: Any) -> dict[str, Any]:

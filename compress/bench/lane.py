@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.artifact import Artifact
 from compress.bench.energy import Meter, Usage
-from compress.bench.launch import Child, ChildError
+from compress.bench.launch import CHECKED, Child, ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.rounds import Series
 from compress.bench.settings import MeasureSettings
@@ -87,6 +87,8 @@ class Lane:
         try:
             self.child = stack.enter_context(Child(self.target))
             self.facts["memory_limit_by"] = self.child.enforcement
+            if self.child.enforcement == CHECKED:
+                self.warnings.append("no control group: the memory limit did not bind, the peak was checked afterwards")
             opened = self.child.open(str(self.subject.artifact.path), self.target, str(encoded))
         except ChildError as error:
             self._end(error)
@@ -126,7 +128,7 @@ class Lane:
         """Take what is not latency and needs one input at a time; memory comes first."""
         self.facts |= self.ask("memory") or {}
         peak, limit = self.facts.get("peak_rss_bytes"), self.target.memory_bytes
-        if limit and peak and self.facts["memory_limit_by"] == "checked afterwards" and peak > limit:
+        if limit and peak and self.facts["memory_limit_by"] == CHECKED and peak > limit:
             self.stopped("oom", f"peak of {peak / 2**20:.0f} MiB above the limit of {limit / 2**20:g} MiB")
         if self.ask("predict", out=str(out), batch=1):
             self.facts["outputs"] = np.load(out, allow_pickle=False)

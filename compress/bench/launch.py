@@ -15,12 +15,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from compress.bench.limits import create_group
-from compress.errors import MissingCapabilityError
+from compress.errors import CompressError
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+CHECKED = "checked afterwards"
+"""How a memory limit is held where no control group can be made."""
 _STDERR_LINES = 3
 _EXIT_PATIENCE_S = 5.0
 _FOLDERS = re.compile(r"""(?<![\w./])(?<!:/)/(?!/)(?:[^\s/:'"<>]+/)+""")
@@ -74,7 +76,7 @@ class Child:
         """How the memory limit is held: by a control group, or by a look at the peak afterwards."""
         if self._limit is None:
             return None
-        return f"cgroup v{self._group.version}" if self._group else "checked afterwards"
+        return f"cgroup v{self._group.version}" if self._group else CHECKED
 
     def ask(self, op: str, **job: Any) -> dict[str, Any]:
         """Send one job and wait for its answer.
@@ -91,7 +93,7 @@ class Child:
             line = stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # nothing, or what a killed process had written by then
             raise self._death(op)
         answer = json.loads(line)
         if "error" in answer:
@@ -148,7 +150,7 @@ class Child:
 def _capped(target: Target) -> dict[str, str]:
     try:
         return capped_environment(target)
-    except MissingCapabilityError as error:
+    except CompressError as error:
         raise ChildError("failed", f"{error.what} {without_folders(str(error.value))}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TypeVar
 
 from compress.bench.settings import (
@@ -14,7 +15,7 @@ from compress.bench.settings import (
     PRECISE_ROUNDS,
     MeasureSettings,
 )
-from compress.bench.timing_statistics import ratio_of_totals
+from compress.bench.timing_statistics import ratio_of_totals, student_t
 
 Item = TypeVar("Item")
 Series = list[list[list[float]]]
@@ -56,11 +57,9 @@ def launch_share(launches: int) -> float:
     it takes Student's t with k - 1 degrees of freedom where a launch of many rounds takes the normal quantile. 1 for
     one launch, 0.79 for three, 1.58 for five.
     """
-    from scipy.stats import norm, t
-
     if launches == 1:
         return 1.0
-    return float(launches**0.5 * norm.ppf(0.975) / t.ppf(0.975, launches - 1))
+    return math.sqrt(launches) * NormalDist().inv_cdf(0.975) / student_t(0.95, launches - 1)
 
 
 @dataclass

@@ -57,8 +57,13 @@ class RateSearch:
 
 def measure_scenarios(lanes: Sequence[Lane], sequence: Sequence[int], settings: MeasureSettings, emit: Emit) -> None:
     """Run the scenarios that are asked for on every child that is still alive, into ``scenarios`` of its facts."""
+    if not settings.scenarios:
+        return
+    for lane in lanes:
+        if lane.child is not None and not lane.child.alive:
+            lane.not_measured["scenarios"] = "the measuring process had ended"
     driven = [_Driven(lane, sequence, settings) for lane in lanes if lane.child is not None and lane.child.alive]
-    if not driven or not settings.scenarios:
+    if not driven:
         return
     bound_ms = settings.server_latency_ms or derived_bound_ms([one.p99_ms for one in driven])
     for scenario in settings.scenarios:
@@ -140,7 +145,7 @@ class _Driven:
 
 def _best_point(points: Sequence[dict[str, Any]]) -> tuple[int, float] | None:
     """Return batch size and inputs per second of the sweep's best point with one stream."""
-    single = [point for point in points if point["per_s"] and point["streams"] == 1]
+    single = [point for point in points if "reason" not in point and point["streams"] == 1]
     return max(
         [(point["batch"], float(np.mean(point["per_s"]))) for point in single], key=lambda rate: rate[1], default=None
     )

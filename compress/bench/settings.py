@@ -58,7 +58,7 @@ class MeasureSettings(BaseModel):
         [1, 4, 16, 64], description="batch sizes of the throughput sweep"
     )
     throughput_streams: list[Annotated[int, Field(ge=1)]] = Field(
-        [1], description="batches in flight at once: the sweep runs every batch size with each of these"
+        [1], description="batches in flight at once: the sweep runs every batch size with one and with each of these"
     )
     throughput_seconds: float = Field(
         2.0,

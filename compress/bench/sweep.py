@@ -33,7 +33,7 @@ def measure_throughput(lanes: Sequence[Lane], sequence: Sequence[int], settings:
         return
     share = settings.throughput_seconds / THROUGHPUT_REPEATS
     batches = sorted({*settings.throughput_batches, settings.throughput_batch})
-    points = [(batch, streams) for streams in sorted({*settings.throughput_streams}) for batch in batches]
+    points = [(batch, streams) for streams in sorted({1, *settings.throughput_streams}) for batch in batches]
     lengths = swept[0].lane.subject.encoded.lengths[list(sequence)]
     limit = _affordable(swept, share, len(sequence))
     for number, (batch, streams) in enumerate(points):

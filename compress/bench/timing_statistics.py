@@ -94,7 +94,7 @@ def studentised_ratio(baseline: Samples, samples: Samples, *, confidence: float 
     halves = []
     if launches > 1:
         spread = math.sqrt(launches / (launches - 1) * sum(float(u.sum()) ** 2 for u in influences)) / rounds
-        halves.append(_t(confidence, launches - 1) * spread)
+        halves.append(student_t(confidence, launches - 1) * spread)
     if rounds > launches:
         halves.append(_half_within(influences, confidence))
     if not halves:
@@ -120,14 +120,6 @@ def block_length(correlation: float, rounds: int) -> int:
 def percentile(samples: np.ndarray, q: float) -> float:
     """Return the q-th percentile (0..100), interpolated linearly between order statistics (Hyndman-Fan type 7)."""
     return float(np.percentile(np.asarray(samples, dtype=np.float64), q, method="linear"))
-
-
-def samples_for_percentile(q: float, confidence: float = 0.99) -> int:
-    """Return how many samples it takes until one lies above the q-th percentile with this confidence.
-
-    ``n >= ln(1 - confidence) / ln(q / 100)``: 44 for p90, 459 for p99.
-    """
-    return math.ceil(math.log(1 - confidence) / math.log(q / 100))
 
 
 def order_ranks(n: int, q: float, confidence: float = 0.95) -> tuple[int, int] | None:
@@ -284,7 +276,7 @@ def _half_within(influences: Sequence[np.ndarray], confidence: float) -> float:
     square = sum(float(((u - u.mean()) ** 2).sum()) for u in influences)
     variance = square / (rounds - launches) * (1 - 1 / n) / (1 - share)
     degrees = max(launches * (1 / share - 1), min(FEWEST_DEGREES, rounds - launches))
-    return _t(confidence, degrees) * math.sqrt(variance * share / launches)
+    return student_t(confidence, degrees) * math.sqrt(variance * share / launches)
 
 
 def _mean_variance(correlation: float, n: float) -> float:
@@ -319,7 +311,8 @@ def _inputs_for_ranks(q: float, confidence: float) -> int:
     return math.ceil(math.log((1 - confidence) / 2) / math.log(rarer))
 
 
-def _t(confidence: float, degrees: float) -> float:
+def student_t(confidence: float, degrees: float) -> float:
+    """Return the two-sided quantile of Student's t: how many standard errors an interval reaches."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + confidence) / 2))

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from compress.artifact import hash_json
 from compress.bench.measurement import Measurement
 from compress.errors import CompressError, UsageError
 from compress.kit.result import ModelResult, Result, check_against_kit, read_result
 from compress.kit.writing import KITS
 from compress.pipeline import folder
+from compress.pipeline.cards import write_cards
 from compress.pipeline.costs import costs_of
 from compress.pipeline.measuring import ONNX, Baseline
 from compress.pipeline.rows import mark_pareto
@@ -48,7 +50,7 @@ class _Memory:
 
 
 def ingest(source: Path, run: Path, *, name: str | None = None) -> tuple[report.Report, str]:
-    """Validate a result and put its rows, graded ``ingested``, into a run's report and its renderings.
+    """Validate a result and put its rows, graded ``ingested``, into a run's report, its renderings and its cards.
 
     A result of the same device, runtime and number of threads replaces the earlier one.
 
@@ -66,9 +68,10 @@ def ingest(source: Path, run: Path, *, name: str | None = None) -> tuple[report.
     record = read_report(run)
     result = read_result(source, device=name)
     merged, target = _merge(record, result, run)
-    kept = run / INGESTED / f"{re.sub(r'[^a-z0-9]+', '-', target.lower())}.json"
+    kept = run / INGESTED / f"{re.sub(r'[^a-z0-9]+', '-', target)}-{hash_json(target)[:8]}.json"
     folder.write_atomically(kept, result.model_dump_json() + "\n")
     write_report(merged, run)
+    write_cards(merged, run)
     return merged, target
 
 
@@ -145,6 +148,7 @@ def _target_record(result: Result) -> report.TargetRecord:
     runtime, machine, state = result.runtime, result.environment, result.state
     where = runtime.provider.removesuffix("ExecutionProvider").lower()
     on_gpu = runtime.backend == "tensorrt" or bool(_GPU.search(runtime.provider))
+    device = re.sub(r"[^\w.]+", "-", result.device.lower()).strip("-")[:40] or "device"
     words = [runtime.backend, where if where != "cpu" else "", "" if on_gpu else f"{runtime.threads}t"]
     notes = {
         "architecture": machine.architecture,
@@ -156,7 +160,7 @@ def _target_record(result: Result) -> report.TargetRecord:
         "GPU before and after": f"{state.before.gpu} / {state.after.gpu}" if state.before.gpu else "not readable",
     }
     return report.TargetRecord(
-        name=f"{re.sub(r'[^a-z0-9.]+', '-', result.device.lower()).strip('-')[:40]}/{'-'.join(filter(None, words))}",
+        name=f"{device}/{'-'.join(filter(None, words))}",
         description=f"{result.device}, measured there by a kit",
         runtime=runtime.backend,
         device="cuda" if on_gpu else "cpu",

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from compress.errors import UsageError
 
 LARGEST_BYTES = 64 * 2**20
 _AGAIN = "Run the kit's run.py again and bring back the file that it writes."
 
-Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e]+$")]
+_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*$"
+Text = Annotated[str, StringConstraints(max_length=500, pattern=_VISIBLE)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=_VISIBLE)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -73,6 +74,12 @@ class ModelResult(_Strict):
     peak_rss_bytes: Count | None = None
     golden_max_abs: float | None = Field(None, ge=0)
     outputs: list[list[float]] | None = None
+
+    @model_validator(mode="after")
+    def _failed_has_nothing(self) -> Self:
+        if self.status == "failed" and (self.samples_ms or self.outputs):
+            raise ValueError("a model that failed has neither times nor outputs")
+        return self
 
 
 class Result(_Strict):

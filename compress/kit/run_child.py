@@ -106,14 +106,22 @@ def do_golden(opened: dict[str, Any]) -> dict[str, Any]:
         rows = {name[3:]: file[name] for name in file.files if name.startswith("in/")}
         wanted = file["out/" + opened["model"]["output"]]
     feeds = {name: rows[name] for name in opened["model"]["inputs"]}
-    return {"golden_max_abs": float(np.abs(opened["run"](feeds) - wanted).max())}
+    return {"golden_max_abs": float(np.abs(finite(opened["run"](feeds)) - wanted).max())}
 
 
 def do_predict(opened: dict[str, Any]) -> dict[str, Any]:
     arrays = opened["arrays"]
     count = len(arrays["offsets"]) - 1 if "offsets" in arrays else len(arrays["fixed/" + opened["model"]["inputs"][0]])
-    rows = [opened["run"](feed(opened, index))[0] for index in range(count)]
+    rows = [finite(opened["run"](feed(opened, index)))[0] for index in range(count)]
     return {"outputs": [[float(f"{value:.9g}") for value in row.ravel().tolist()] for row in rows]}
+
+
+def finite(outputs: Any) -> Any:
+    import numpy as np
+
+    if not np.isfinite(outputs).all():
+        raise DeviceError("an output is infinite or not a number")
+    return outputs
 
 
 def feed(opened: dict[str, Any], index: int) -> dict[str, Any]:

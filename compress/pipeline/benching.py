@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +15,16 @@ from compress.bench.statistics import paired_difference
 from compress.data.sources import read_rows
 from compress.errors import UsageError, did_you_mean
 from compress.passes.base import Progress
+from compress.pipeline.costs import missing_of
 from compress.pipeline.emulated import part_of
 from compress.pipeline.measuring import Baseline
-from compress.pipeline.scenarios import missing_scenarios, scenarios_of
+from compress.pipeline.scenarios import scenarios_of
 from compress.pipeline.scores import accuracy_of
-from compress.pipeline.throughput import missing_throughputs, throughputs_of
-from compress.pipeline.timings import latency_of, speedup_over
-from compress.report.frozen import Unit
+from compress.pipeline.throughput import throughputs_of
+from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
+from compress.report.frozen import Speedup, Unit
 from compress.report.measured_model import Scenario, ScenarioResult, ThroughputPoint
-from compress.runtimes.target import Target, find_target
+from compress.runtimes.target import Target, find_target, find_targets
 from compress.store import Store
 from compress.tasks.base import Score, Task, task_from
 
@@ -88,7 +89,7 @@ def bench_artifacts(
         folders: artifact folders, all of the same task; the first is the baseline.
         data: one labelled file with the task's columns.
         targets: names or YAML paths; empty = each artifact's usual CPU target.
-        inputs, rounds: size of the timed sequence and passes over it.
+        inputs, rounds: size of the timed sequence and most passes over it, per launch.
         scenarios: MLPerf-style scenarios to run with LoadGen.
         server_latency_ms: what the server scenario's 99th percentile must keep; None = derived.
 
@@ -106,7 +107,7 @@ def bench_artifacts(
                 fix="Compare artifacts of one task with the same labels.",
             )
     rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
-    wanted = [find_target(name) for name in targets]
+    wanted = find_targets(targets)
     subjects = [
         Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target, rows)
         for name, artifact in artifacts
@@ -124,7 +125,7 @@ def bench_artifacts(
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
     groups = [
-        (subject.target.device, m.threads, subject.target.isa) for subject, m in zip(subjects, measured, strict=True)
+        (s.target.device, s.target.emulate, m.threads, s.target.isa) for s, m in zip(subjects, measured, strict=True)
     ]
     return [
         _row(m, measured[0], measured[groups.index(group)], subjects[groups.index(group)].target, task, answers)
@@ -134,18 +135,22 @@ def bench_artifacts(
 
 def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target, task: Task, answers: Any) -> BenchRow:
     """Compare accuracy with ``base``, and speed with ``beside``: the first row of the same group, on ``target``."""
-    score, first = _score(m, task, answers), _score(base, task, answers, m)
+    score, first, second = _score(m, task, answers), _score(base, task, answers, m), _score(m, task, answers, base)
     fields: dict[str, Any] = {}
     if score is not None:
         accuracy = accuracy_of(score)
         fields |= {"metric": score.metric, "unit": accuracy.unit, "direction": score.direction, "value": score.value}
         fields |= {"value_low": accuracy.low, "value_high": accuracy.high, "n": len(score.outcomes)}
-    if score is not None and first is not None and m is not base:
-        paired = paired_difference(first.outcomes, score.outcomes)
+    if first is not None and second is not None and m is not base:
+        paired = paired_difference(first.outcomes, second.outcomes)
         fields |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
     place = Baseline(beside.subject, beside.subject, target)
-    for prefix, clock in (("", "samples_ms"), ("end_to_end_", "end_to_end_ms")):
-        fields |= _times(prefix, place, _on_clock(m, clock), None if m is beside else _on_clock(beside, clock))
+    cells = {} if m is beside else {(beside.subject, target.name): beside}
+    latency, whole = latency_of(m), end_to_end_of(m, [place], cells)
+    if latency is not None:
+        fields |= {"p50_ms": latency.p50_ms} | _ratio("speedup", speedups_of(m, [place], cells))
+    if whole is not None:
+        fields |= {"end_to_end_ms": whole.latency.p50_ms} | _ratio("end_to_end_speedup", whole.speedups)
     return BenchRow(
         artifact=m.subject,
         target=m.target,
@@ -155,7 +160,7 @@ def _row(m: Measurement, base: Measurement, beside: Measurement, target: Target,
         throughput_per_s=m.throughput_per_s,
         throughputs=throughputs_of(m),
         scenarios=scenarios_of(m),
-        not_measured=missing_throughputs(m) | missing_scenarios(m),
+        not_measured=missing_of(m),
         peak_rss_bytes=m.peak_rss_bytes,
         warnings=m.warnings,
         **fields,
@@ -170,26 +175,11 @@ def _scenarios(names: Sequence[str]) -> list[Scenario]:
     return [name for name in known if name in names]
 
 
-def _times(prefix: str, place: Baseline, m: Measurement, beside: Measurement | None) -> dict[str, Any]:
-    """Return the median and the ratio over ``beside``, if both were timed."""
-    latency = latency_of(m)
-    if latency is None:
-        return {}
-    fields: dict[str, Any] = {"end_to_end_ms" if prefix else "p50_ms": latency.p50_ms}
-    speedup = None if beside is None else speedup_over(place, beside, m)
-    if speedup is not None:
-        fields |= {
-            f"{prefix}speedup": speedup.ratio,
-            f"{prefix}speedup_low": speedup.low,
-            f"{prefix}speedup_high": speedup.high,
-            f"{prefix}speedup_text": speedup.text,
-        }
-    return fields
-
-
-def _on_clock(m: Measurement, clock: str) -> Measurement:
-    """Return the measurement with the samples of one clock as its samples."""
-    return m.model_copy(update={"samples_ms": getattr(m, clock)})
+def _ratio(name: str, speedups: Mapping[str, Speedup]) -> dict[str, Any]:
+    """Return the fields of the one ratio there is, if any."""
+    for it in speedups.values():
+        return {name: it.ratio, f"{name}_low": it.low, f"{name}_high": it.high, f"{name}_text": it.text}
+    return {}
 
 
 def _score(m: Measurement, task: Task, answers: Any, like: Measurement | None = None) -> Score | None:

@@ -1,12 +1,13 @@
-"""What a row costs beside time: memory by phase, throughput by batch, scenarios, energy."""
+"""What a row costs beside time: memory by phase, throughput by batch, scenarios, energy; and what of it is missing."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from compress.bench.emulation import NO_TIMES
 from compress.bench.measurement import Measurement
-from compress.pipeline.scenarios import scenarios_of
-from compress.pipeline.throughput import throughputs_of
+from compress.pipeline.scenarios import missing_scenarios, scenarios_of
+from compress.pipeline.throughput import missing_throughputs, throughputs_of
 from compress.report import model as report
 
 
@@ -26,6 +27,15 @@ def costs_of(m: Measurement) -> dict[str, Any]:
         "size_bytes": m.size_bytes,
         "parameters": m.parameters,
     }
+
+
+def missing_of(m: Measurement) -> dict[str, str]:
+    """Say what a row that ran has no figures of, and why."""
+    if m.status != "ok":
+        return {}
+    if m.evidence == "emulated":
+        return dict.fromkeys(("latency", "throughput", "memory"), NO_TIMES)
+    return m.not_measured | missing_throughputs(m) | missing_scenarios(m)
 
 
 def memory_of(m: Measurement) -> report.Memory | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,20 +27,19 @@ def isa_of(target: Target, m: Measurement) -> str | None:
 
 
 def twin_of(task: Task, m: Measurement, others: Iterable[Measurement]) -> report.Twin | None:
-    """Compare an emulated row with the same artifact on this machine's own CPU, example by example."""
+    """Compare an emulated row with the same artifact on this machine's own CPU, example by example.
+
+    None where it did not run here, or an output is infinite or not a number.
+    """
     if m.evidence != "emulated" or m.outputs is None:
         return None
     for other in others:
         same = other.subject == m.subject and other.evidence == "measured" and other.examples is None
         if same and other.outputs is not None and other.outputs.shape[1:] == m.outputs.shape[1:]:
             here = part_of(other.outputs, m)
-            equal = task.agree(here, m.outputs)
-            return report.Twin(
-                target=other.target,
-                n=len(equal),
-                same=int(equal.sum()),
-                max_abs=float(np.abs(here - m.outputs).max()),
-            )
+            equal, apart = task.agree(here, m.outputs), float(np.abs(here - m.outputs).max())
+            if math.isfinite(apart):
+                return report.Twin(target=other.target, n=len(equal), same=int(equal.sum()), max_abs=apart)
     return None
 
 

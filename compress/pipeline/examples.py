@@ -25,10 +25,9 @@ def changed_examples(
         return ()
     outputs = {(m.subject, m.target): m.outputs for m in measured.measurements}
     after = outputs.get((shipped.step, shipped.target))
-    before = next(
-        (o for (step, _), o in outputs.items() if step == shipped.difference.baseline and o is not None), None
-    )
-    if before is None or after is None or before.shape != after.shape:
+    references = [o for (step, _), o in outputs.items() if step == shipped.difference.baseline and o is not None]
+    before = next((o for o in references if after is not None and o.shape == after.shape), None)
+    if before is None or after is None:
         return ()
     changed = np.flatnonzero(~np.asarray(state.task.agree(before, after)))[:MOST]
     texts = state.data[measured.split].rows

@@ -14,7 +14,7 @@ from compress.passes.base import Progress
 from compress.pipeline.planning import onnx_baseline
 from compress.pipeline.running import RunState
 from compress.runtimes.base import runtimes
-from compress.runtimes.target import Group, Isa, Target, find_target
+from compress.runtimes.target import Group, Isa, Target, find_target, find_targets
 
 TORCH, ONNX = "torch FP32", "ONNX Runtime FP32"
 """The two baselines, as reports name them."""
@@ -51,7 +51,7 @@ class Measured:
 def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     """Measure the stages of a run, baselines included, interleaved within each group of targets."""
     settings = state.recipe.measure
-    wanted = [find_target(name) for name in settings.targets]
+    wanted = find_targets(settings.targets)
     split = "test" if "test" in state.data else "validation"
     stages = _stages(state)
     encoded = {id_: state.task.encode(artifact.path, state.data[split].rows) for id_, artifact in stages.items()}

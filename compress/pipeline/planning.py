@@ -16,7 +16,7 @@ from compress.passes.base import ModelInfo, Pass, PassConfig, Plan, passes
 from compress.recipe import GateRule, Recipe, Step, explain
 from compress.runtimes.base import runtimes
 from compress.runtimes.cuda import why_no_cuda
-from compress.runtimes.target import find_target
+from compress.runtimes.target import find_targets
 
 SOURCE = "model"
 """The id under which steps name the recipe's own model."""
@@ -82,8 +82,8 @@ def make_plan(recipe: Recipe) -> RunPlan:
         ModelError: the model does not exist.
         MissingCapabilityError: a step that is not optional needs something that is not here.
     """
-    for name in recipe.measure.targets:
-        runtimes.get(find_target(name).runtime)
+    for target in find_targets(recipe.measure.targets):
+        runtimes.get(target.runtime)
     source = read_source(recipe)
     infos: dict[str, ModelInfo] = {} if source is None else {SOURCE: source}
     steps: list[PlannedStep] = []

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compress.bench.emulation import NO_TIMES
 from compress.bench.measurement import Measurement
-from compress.pipeline.costs import costs_of
+from compress.pipeline.costs import costs_of, missing_of
 from compress.pipeline.emulated import isa_of, part_of, twin_of
 from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
-from compress.pipeline.scenarios import missing_scenarios
 from compress.pipeline.scores import accuracy_of, classes_of, difference, score_of
-from compress.pipeline.throughput import missing_throughputs
 from compress.pipeline.timings import end_to_end_of, latency_of, speedups_of
 from compress.report import model as report
 from compress.runtimes.target import Target
@@ -81,17 +78,8 @@ def _row(state: RunState, m: Measurement, target: Target, score: Score | None) -
         **costs_of(m),
         integers=integers(state.artifact(m.subject), m.placement),
         warnings=tuple(m.warnings),
-        not_measured=_missing(m),
+        not_measured=missing_of(m),
     )
-
-
-def _missing(m: Measurement) -> dict[str, str]:
-    """Say what a row that ran has no figures of, and why."""
-    if m.status != "ok":
-        return {}
-    if m.evidence == "emulated":
-        return dict.fromkeys(("latency", "throughput", "memory"), NO_TIMES)
-    return m.not_measured | missing_throughputs(m) | missing_scenarios(m)
 
 
 def _against(

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.bench.measurement import Measurement
+from compress.bench.settings import LEAST_REPEATS
+from compress.bench.timing_statistics import student_t
 from compress.report import model as report
-
-_STUDENT = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706}
-"""Degrees of freedom -> 97.5 % quantile of Student's t."""
 
 
 def throughputs_of(m: Measurement) -> tuple[report.ThroughputPoint, ...]:
@@ -40,8 +39,8 @@ def missing_throughputs(m: Measurement) -> dict[str, str]:
 def _point(point: Mapping[str, Any], best: float) -> report.ThroughputPoint:
     per_s = point["per_s"]
     mean, low, high = statistics.fmean(per_s), None, None
-    if len(per_s) - 1 in _STUDENT:
-        half = _STUDENT[len(per_s) - 1] * statistics.stdev(per_s) / len(per_s) ** 0.5
+    if len(per_s) >= LEAST_REPEATS:
+        half = student_t(0.95, len(per_s) - 1) * statistics.stdev(per_s) / len(per_s) ** 0.5
         low, high = max(0.0, mean - half), mean + half
     return report.ThroughputPoint(
         batch=point["batch"], streams=point["streams"], per_s=mean, low=low, high=high, best=mean == best

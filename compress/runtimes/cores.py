@@ -23,8 +23,9 @@ def pinned_cores(target: Target) -> list[int]:
     """Return the cores a measuring child is pinned to: the highest ones, as many as it has threads.
 
     The choice depends on nothing else, so every variant of a comparison runs on the same cores; the lowest
-    ones are left to the parent and to interrupts. Empty where the system cannot pin (macOS, Windows).
+    ones are left to the parent and to interrupts. Empty where the system cannot pin (macOS, Windows), and for an
+    emulated CPU: it is not timed, and several of them run at once.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    if target.emulate is not None or not hasattr(os, "sched_setaffinity"):
         return []
     return usable_cores()[-thread_count(target) :]

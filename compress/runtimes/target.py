@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,23 @@ def find_target(name: str) -> Target:
     if name not in known:
         raise RecipeError(f"Unknown target {name!r}.", fix=did_you_mean(name, known))
     return known[name]
+
+
+def find_targets(names: Iterable[str]) -> list[Target]:
+    """Return targets by name or path, each once, in this order.
+
+    Raises:
+        RecipeError: see ``find_target``; or two different ones have the same name, by which rows are told apart.
+    """
+    found: dict[str, Target] = {}
+    for target in map(find_target, names):
+        if found.setdefault(target.name, target) != target:
+            raise RecipeError(
+                "Two different targets have the same name.",
+                value=target.name,
+                fix="Change `name:` in one of the files.",
+            )
+    return list(found.values())
 
 
 def parse_target(text: str, origin: str) -> Target:

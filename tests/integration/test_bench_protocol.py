@@ -341,6 +341,7 @@ def test_without_groups_the_peak_is_compared_afterwards(
     (row,) = measure([Subject("a", tiny_onnx(), tiny_encoded, target)], settings=TINY, work=tmp_path)
     assert (row.status, row.memory_limit_by) == (status, "checked afterwards")
     assert ("above the limit" in row.reason) == (status == "oom")
+    assert any("did not bind" in warning for warning in row.warnings)
 
 
 def test_worker_is_pinned_and_single_threaded(

@@ -102,6 +102,9 @@ def test_kit_goes_out_and_its_result_comes_back(lab: Any, recipe: Path, run: Pat
     assert record.environment.packages["numpy"] == np.__version__
     assert [row for row in report.rows if row.evidence != "ingested"] == list(before.rows)
 
+    card = (folder / "deliverables" / "quantize" / "README.md").read_text(encoding="utf-8")
+    assert target in card, "the card says what the report says"
+
     again, _ = ingest(tmp_path / "result.json", folder)
     assert again == report, "the same result again replaces its rows"
 

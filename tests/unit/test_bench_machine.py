@@ -6,15 +6,19 @@ import getpass
 import itertools
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compress.bench import environment as env
-from compress.bench import limits
-from compress.bench.launch import without_folders
+from compress.bench import launch, limits
+from compress.bench.launch import Child, ChildError, without_folders
 from compress.bench.memory import memory_phase, peak_phase, peak_resident_bytes, resident_bytes
+from compress.errors import RunError
+from compress.runtimes.target import find_target
 
 MIB = 2**20
 KINDS = ("anonymous_bytes", "mapped_bytes")
@@ -92,6 +96,24 @@ def test_machine_paths_are_cut_out_of_reasons(text: str, expected: str) -> None:
 def test_known_folders_go_whatever_their_spelling() -> None:
     text = "Load model from /home/jo smith/my models/model.onnx failed in /home/jo smith/my models"
     assert without_folders(text, ["/home/jo smith/my models"]) == "Load model from model.onnx failed in my models"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("said", ["", '{"ok": {"ms": [1.0, 2.'])
+def test_a_child_that_dies_in_the_middle_of_its_answer_is_a_reason(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen, script = subprocess.Popen, ["sh", "-c", 'read job; printf %s "$0"; kill -9 $$', said]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(script, **options))
+    with Child(find_target("ort-cpu-1t")) as child, pytest.raises(ChildError, match=r"round: .* SIGKILL"):
+        child.ask("round")
+
+
+def test_a_cap_that_cannot_be_made_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(target: object) -> dict[str, str]:
+        raise RunError("There is no space left.", value="/home/me/store/copy", fix="")
+
+    monkeypatch.setattr(launch, "capped_environment", full)
+    with pytest.raises(ChildError, match=r"no space left\. copy"):
+        Child(find_target("ort-cpu-1t-avx2"))
 
 
 def test_version_2_parents_are_the_nearest_that_delegate_memory(

@@ -117,7 +117,8 @@ class FakeChild:
 
 def lane(ms: float = SERVICE_MS, model: Model | None = None, points: list[dict[str, Any]] | None = None) -> Any:
     facts = {"throughputs": points or []}
-    return SimpleNamespace(child=FakeChild(model or Model()), facts=facts, samples=[[[ms] * 4]], warnings=[])
+    child = FakeChild(model or Model())
+    return SimpleNamespace(child=child, facts=facts, samples=[[[ms] * 4]], warnings=[], not_measured={})
 
 
 def run(lanes: list[Any], **changes: Any) -> list[dict[str, Any]]:
@@ -185,7 +186,7 @@ def test_offline_takes_the_best_batch_and_a_second_run_where_the_first_was_short
     points = [
         {"batch": 1, "streams": 1, "per_s": [50.0]},
         {"batch": 2, "streams": 1, "per_s": [60.0]},
-        {"batch": 4, "streams": 1, "per_s": []},
+        {"batch": 4, "streams": 1, "per_s": [70.0], "reason": "no room"},
         {"batch": 4, "streams": 2, "per_s": [99.0]},
     ]
     model = Model()
@@ -220,6 +221,14 @@ def test_without_loadgen_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPa
     entries = run([lane()], scenarios=["single-stream", "server"])
     assert {entry["reason"] for entry in entries} == {MISSING}
     assert "mcompress[loadgen]" in MISSING
+
+
+def test_a_process_that_had_ended_is_a_reason(installed: None) -> None:
+    dead, alive = lane(), lane()
+    dead.child.alive = False
+    measure_scenarios([dead, alive], [0, 1, 2], MeasureSettings(scenarios=["single-stream"]), silent)
+    assert dead.not_measured == {"scenarios": "the measuring process had ended"}
+    assert (len(alive.facts["scenarios"]), alive.not_measured) == (1, {})
 
 
 def test_a_search_that_failed_everywhere_has_no_value() -> None:

@@ -102,9 +102,10 @@ def test_an_error_stops_larger_batches_only_and_a_death_everything_after() -> No
 
 def test_a_runtime_without_streams_says_so_without_a_warning() -> None:
     single = lane(FakeChild("single", []))
-    measure_throughput([single], [0, 1, 2, 3], settings(throughput_streams=[1, 2]), silent)
+    measure_throughput([single], [0, 1, 2, 3], settings(throughput_streams=[2]), silent)
     assert [p.get("reason") for p in single.facts["throughputs"]] == [None, None, "one at a time", "one at a time"]
     assert single.warnings == []
+    assert single.facts["throughput_per_s"] == 40.0, "what rows state is of one stream, asked for or not"
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 20), st.integers(1, 40))

@@ -29,6 +29,7 @@ def found(before: np.ndarray, after: np.ndarray, rows: list[dict[str, Any]], ver
     measured: Any = SimpleNamespace(
         split="test",
         measurements=[
+            SimpleNamespace(subject="model", target="emulated", outputs=before[:1]),
             SimpleNamespace(subject="model", target="t", outputs=before),
             SimpleNamespace(subject="int8", target="t", outputs=after),
         ],

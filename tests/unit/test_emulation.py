@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from compress.artifact import Artifact
+from compress.bench import emulation
 from compress.bench.emulation import emulated_part
 from compress.bench.measurement import COSTS, Measurement
 from compress.bench.protocol import MeasureSettings, Subject, measure
@@ -22,6 +24,7 @@ from compress.report import model as report
 from compress.runtimes import arm64_root, arm64_setup
 from compress.runtimes.arm64_root import why_no_arm64
 from compress.runtimes.base import runtimes
+from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.target import Target, builtin_targets, find_target, parse_target
 from compress.search.deploy import require_onnx_target
 from compress.tasks.text_classification import TextClassification
@@ -92,6 +95,7 @@ def test_rows_compare_on_their_own_examples() -> None:
     twin = twin_of(task, there, [there, here])
     assert twin == report.Twin(target="ort-cpu-1t", n=2, same=1, max_abs=0.75)
     assert twin_of(task, here, [here]) is None
+    assert twin_of(task, row(outputs=np.array([[np.nan, 1.0]]), examples=[1]), [here]) is None
     arm = {"flags": ["asimd", "asimddp"], "architecture": "aarch64"}
     assert isa_of(EMULATED[0], row(placement=arm)) == "arm64-dot"
     assert isa_of(EMULATED[0], row(placement=arm | {"flags": ["asimd"]})) == "arm64"
@@ -190,3 +194,47 @@ def test_emulated_answers_equal_those_of_this_machine(
     np.testing.assert_allclose(there.outputs, here.outputs[there.examples], rtol=1e-5, atol=1e-6)
     assert there.placement["architecture"] == "aarch64"
     assert "asimddp" not in there.placement["flags"]
+
+
+class SlowChild:
+    """Answers of an emulator; counts its jobs over all instances."""
+
+    asked = 0
+
+    def __init__(self, target: Target) -> None: ...
+
+    def __enter__(self) -> SlowChild:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def open(self, *_: object) -> dict[str, Any]:
+        return {}
+
+    def ask(self, op: str, out: str, **job: Any) -> dict[str, Any]:
+        SlowChild.asked += 1
+        np.save(out, np.zeros((1, 2), dtype=np.float32))
+        return {}
+
+
+def test_an_interruption_ends_every_emulated_process_soon(
+    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulation, "Child", SlowChild)
+    monkeypatch.setattr(SlowChild, "asked", 0)
+    interrupted = threading.Event()
+
+    def emit(message: str, done: int | None = None, total: int | None = None) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    subject = Subject("a", tiny_onnx(), tiny_encoded, EMULATED[0])
+    with pytest.raises(KeyboardInterrupt):
+        emulation.run_emulated([subject] * 6, range(20), work=tmp_path, emit=emit, workers=1)
+    assert SlowChild.asked <= 2
+
+
+def test_emulated_processes_may_use_every_core() -> None:
+    assert [pinned_cores(target) for target in EMULATED] == [[]] * len(EMULATED)
+    assert thread_count(EMULATED[0]) == 1

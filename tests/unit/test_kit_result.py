@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compress.errors import UsageError
-from compress.kit.result import LARGEST_BYTES, check_against_kit, read_result
+from compress.kit import run_child
+from compress.kit.ingesting import _target_record
+from compress.kit.result import LARGEST_BYTES, Result, check_against_kit, read_result
 from compress.kit.runner import runner_text
 
 KIT: dict[str, Any] = {
@@ -99,6 +102,7 @@ def test_a_good_result_is_read_and_fits(put: Callable[[Any], Path]) -> None:
         ("created", "yesterday"),
         ("device", ""),
         ("device", "a\x1b[31m"),
+        ("device", "a\u2066b"),
         ("device", "x" * 10_000),
         ("extra", 1),
         ("runtime.backend", "shell"),
@@ -119,6 +123,7 @@ def test_a_good_result_is_read_and_fits(put: Callable[[Any], Path]) -> None:
         ("models.0.samples_ms.0.0", 1.0),
         ("models.0.outputs.0.0", None),
         ("models.0.peak_rss_bytes", 1.5),
+        ("models.0.status", "failed"),
     ],
 )
 def test_wrong_values_are_refused_with_their_place(place: str, value: Any, put: Callable[[Any], Path]) -> None:
@@ -201,3 +206,31 @@ def test_the_runner_is_one_file_for_old_pythons_that_knows_nothing_of_compress()
     import sys
 
     assert top <= set(sys.stdlib_module_names)
+
+
+def test_an_output_that_is_no_number_ends_its_model_and_not_the_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_child, "HERE", tmp_path)
+    np.savez(tmp_path / "golden.npz", **{"in/x": np.ones((1, 2)), "out/y": np.ones((1, 2))})
+    model = {"inputs": ["x"], "output": "y", "golden": "golden.npz"}
+    opened = {"model": model, "arrays": {"fixed/x": np.ones((1, 2))}, "run": lambda feeds: feeds["x"] * np.nan}
+    for ask in (run_child.do_golden, run_child.do_predict):
+        with pytest.raises(run_child.DeviceError, match="not a number"):
+            ask(opened)
+    opened["run"] = lambda feeds: feeds["x"]
+    assert run_child.do_golden(opened) == {"golden_max_abs": 0.0}
+    assert run_child.do_predict(opened) == {"outputs": [[1.0, 1.0]]}
+
+
+def test_devices_are_told_apart_in_any_script() -> None:
+    names = [
+        _target_record(Result.model_validate(changed("device", device))).name
+        for device in ("树莓派 5", "开发板", "../../etc/passwd", "?")
+    ]
+    assert names == [
+        "树莓派-5/onnxruntime-1t",
+        "开发板/onnxruntime-1t",
+        "..-..-etc-passwd/onnxruntime-1t",
+        "device/onnxruntime-1t",
+    ]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from compress.errors import MissingCapabilityError, ModelError, RecipeError
 from compress.runtimes import cuda, onnxruntime, tensorrt
 from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count, usable_cores
-from compress.runtimes.target import Target, builtin_targets, find_target
+from compress.runtimes.target import Target, builtin_targets, find_target, find_targets
 
 MIB = 2**20
 EXPECTED = {
@@ -28,6 +29,9 @@ EXPECTED = {
     "edge-512m": ("onnxruntime", "cpu", 1, 512 * MIB, None, "proxy"),
     "openvino-cpu-1t": ("openvino", "cpu", 1, None, None, "measured"),
     "openvino-cpu-1t-avx2": ("openvino", "cpu", 1, None, "avx2", "proxy"),
+    "ort-arm64-a72": ("onnxruntime-arm64", "cpu", 1, None, None, "emulated"),
+    "ort-arm64-max": ("onnxruntime-arm64", "cpu", 1, None, None, "emulated"),
+    "ort-arm64-n1": ("onnxruntime-arm64", "cpu", 1, None, None, "emulated"),
     "ort-cpu": ("onnxruntime", "cpu", None, None, None, "measured"),
     "ort-cpu-1t": ("onnxruntime", "cpu", 1, None, None, "measured"),
     "ort-cpu-1t-avx2": ("onnxruntime", "cpu", 1, None, "avx2", "proxy"),
@@ -47,6 +51,15 @@ def test_builtin_targets_are_these() -> None:
     assert all(runtimes.get(target.runtime).kinds for target in builtin_targets().values())
     limited = [t for t in builtin_targets().values() if t.memory_bytes or t.isa]
     assert {t.evidence for t in limited} == {"proxy"}, "what stands in for another machine says so"
+
+
+def test_targets_are_told_apart_by_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{name: ort-cpu-1t, runtime: onnxruntime, threads: 1, memory_bytes: 1000}", encoding="utf-8")
+    twice = find_targets(["torch-cpu-1t", str(mine), "torch-cpu-1t"])
+    assert [(target.name, target.memory_bytes) for target in twice] == [("torch-cpu-1t", None), ("ort-cpu-1t", 1000)]
+    with pytest.raises(RecipeError, match="the same name"):
+        find_targets(["ort-cpu-1t", str(mine)])
 
 
 def test_unknown_target_is_corrected() -> None:

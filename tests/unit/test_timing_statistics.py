@@ -22,7 +22,6 @@ from compress.bench.timing_statistics import (
     ratio_of_totals,
     ratio_verdict,
     resampled_ratio,
-    samples_for_percentile,
     stability,
     studentised_ratio,
 )
@@ -231,10 +230,6 @@ def test_ratio_leaves_out_rounds_that_one_side_lacks() -> None:
 def test_percentile_interpolates_linearly() -> None:
     samples = np.array([4.0, 1.0, 3.0, 2.0])
     assert [percentile(samples, q) for q in (0, 50, 90, 100)] == pytest.approx([1.0, 2.5, 3.7, 4.0])
-
-
-def test_samples_for_percentile_matches_the_table() -> None:
-    assert [samples_for_percentile(q) for q in (90, 95, 99, 99.9)] == [44, 90, 459, 4603]
 
 
 @given(st.integers(1, 600), st.sampled_from([50.0, 90.0, 95.0, 99.0]))
