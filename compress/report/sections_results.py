@@ -207,6 +207,8 @@ def describe(target: TargetRecord) -> str:
     """Return one line: runtime, device, threads, memory limit, evidence, description."""
     threads = "all cores" if target.threads is None else f"{target.threads} thread{'s' if target.threads > 1 else ''}"
     parts = [target.runtime, target.device, threads]
+    if target.isa is not None:
+        parts.append(f"instructions up to {target.isa}")
     if target.memory_bytes is not None:
         parts.append(f"{numbers.fixed(target.memory_bytes / 1e6, 0)} MB memory limit")
     parts.append(target.evidence)
@@ -239,6 +241,12 @@ def tags_of(report: Report, row: Row) -> tuple[Tag, ...]:
     if row.pareto:
         tags.append(Tag("Pareto", "muted"))
     return tuple(tags)
+
+
+def mark_of(report: Report, row: Row) -> str:
+    """Return the same in one character: → ships, ✗ a gate failed, ? a gate is unresolved; or none."""
+    tones = {tag.tone for tag in tags_of(report, row)}
+    return next((mark for tone, mark in (("good", "→"), ("bad", "✗"), ("warn", "?")) if tone in tones), "")
 
 
 def accuracy_cell(row: Row) -> Cell:
