@@ -93,8 +93,18 @@ def bench_artifacts(
         server_latency_ms: what the server scenario's 99th percentile must keep; None = derived.
 
     Raises:
-        UsageError: tasks differ, or nothing fits the targets.
+        UsageError: no such target or scenario, a bound without its scenario, tasks differ, or nothing fits the targets.
     """
+    settings = MeasureSettings(
+        inputs=inputs, rounds=rounds, scenarios=_scenarios(scenarios), server_latency_ms=server_latency_ms
+    )
+    if server_latency_ms is not None and "server" not in settings.scenarios:
+        raise UsageError(
+            "The server scenario is not asked for, so it has no bound.",
+            value=f"server_latency_ms {server_latency_ms:g}",
+            fix="Add it: `--scenarios server`, or leave the bound out.",
+        )
+    wanted = [find_target(name) for name in targets]
     artifacts = [(_name(folder, folders), open_artifact(folder)) for folder in folders]
     task = task_from(artifacts[0][1].manifest.task)
     for name, artifact in artifacts[1:]:
@@ -106,7 +116,6 @@ def bench_artifacts(
                 fix="Compare artifacts of one task with the same labels.",
             )
     rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
-    wanted = [find_target(name) for name in targets]
     subjects = [
         Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target, rows)
         for name, artifact in artifacts
@@ -117,9 +126,6 @@ def bench_artifacts(
         raise UsageError(
             "No artifact fits any of the targets.", value=", ".join(targets), fix="See `mcompress ls targets`."
         )
-    settings = MeasureSettings(
-        inputs=inputs, rounds=rounds, scenarios=_scenarios(scenarios), server_latency_ms=server_latency_ms
-    )
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets
