@@ -259,3 +259,9 @@ def test_lengths_that_are_all_the_same_are_one_number(example: Report) -> None:
     latency = row.latency.model_copy(update={"tokens": Lengths(least=1, median=1, most=1), "warmup_s": None})
     only = example.model_copy(update={"rows": (row.model_copy(update={"latency": latency}),)})
     assert sections_timing.timing(only).blocks[0].note == "256 real inputs of 1 token, 12 rounds, 3 launches"
+
+
+def test_an_emulated_row_says_what_the_same_artifact_answers_here(example: Report) -> None:
+    said = "student-int8: emulated (arm64): same answer as on ort-cpu-1t for 907 of 910, outputs within 0.031"
+    assert said in render_html(example)
+    assert said in render_markdown(example)
