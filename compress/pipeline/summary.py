@@ -232,6 +232,11 @@ def _baseline_records(measured: Measured) -> dict[str, report.Baseline]:
 def _environment(measured: Measured) -> report.Environment:
     found = environment()
     cpu, system = found["cpu"], found["system"]
+    notes = {"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"}
+    if found["gpus"]:
+        notes["GPU driver"] = found["gpus"][0]["driver"]
+    if system["container"]["in_container"]:
+        notes["container"] = "yes"
     return report.Environment(
         cpu=cpu["model"],
         flags=tuple(cpu["flags"]),
@@ -242,7 +247,7 @@ def _environment(measured: Measured) -> report.Environment:
         python=found["python"],
         packages=found["packages"],
         warnings=tuple(dict.fromkeys(w for m in measured.measurements for w in m.warnings)),
-        notes={"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"},
+        notes=notes,
     )
 
 
