@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from compress.report import numbers, sections_record, sections_results, sections_stages
-from compress.report.blocks import Section
+from compress.report import numbers, sections_findings, sections_record, sections_results, sections_stages
 from compress.report.document import build
 from compress.report.markdown import blocks, fence, table, text
 from compress.report.model import Report, Row
@@ -96,8 +95,8 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     gates = "\n".join(f"- {text(d.step)}: {text(d.text)}" for d in report.verdict.deliverables)
     if gates:
         yield "Gates", gates
-    sections: tuple[Section, ...] = (sections_record.limits(report), sections_record.environment(report))
-    for section in sections:
+    sections = (sections_findings.findings(report), sections_record.limits(report), sections_record.environment(report))
+    for section in filter(None, sections):
         yield section.title, blocks(section)
     commands = fence("\n".join(report.reproduce.commands), "sh")
     yield "Reproduce", f"{commands}\n\n{fence(report.reproduce.recipe.rstrip(), 'yaml')}"

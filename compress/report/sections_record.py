@@ -227,8 +227,6 @@ def _machine(it: Environment, more: tuple[tuple[str, str], ...]) -> list[Block]:
         *it.notes.items(),
     ]
     blocks: list[Block] = [Facts(tuple(pairs))]
-    if it.warnings:
-        blocks += [Paragraph("Warnings:"), Bullets(it.warnings)]
     if it.packages:
         blocks.append(Fold(f"{len(it.packages)} packages", (Facts(tuple(sorted(it.packages.items()))),)))
     return blocks

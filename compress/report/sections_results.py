@@ -298,8 +298,9 @@ def footnotes(rows: list[Row]) -> tuple[str, ...]:
     """Say what is missing and what to beware of; a sentence that several rows share is said once."""
     steps: dict[str, list[str]] = {}
     for row in rows:
-        missing = [f"{what} not measured: {why}" for what, why in row.not_measured.items()]
-        for sentence in dict.fromkeys([*missing, *_twin(row), *row.warnings]):
+        missing = [f"{what.replace('_', ' ')} not measured: {why}" for what, why in row.not_measured.items()]
+        others = [warning for warning in row.warnings if warning not in row.not_measured.values()]
+        for sentence in dict.fromkeys([*missing, *_twin(row), *others]):
             steps.setdefault(sentence, []).append(row.step)
     every = len({row.step for row in rows})
     return tuple(

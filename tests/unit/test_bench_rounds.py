@@ -112,7 +112,7 @@ def run(fake: type[FakeChild], subjects: list[Subject], tmp_path: Path) -> Calla
     def run(some: list[Subject] | None = None, **settings: Any) -> list[Measurement]:
         return measure(
             some or subjects,
-            settings=MeasureSettings(**{"inputs": 5} | settings),
+            settings=MeasureSettings(**{"inputs": 5, "precision": 0.01} | settings),
             work=tmp_path,
             clock=lambda: FakeChild.now,
         )
@@ -197,7 +197,7 @@ def test_one_imprecise_ratio_keeps_all_going_and_says_so_in_its_row(
     width = half_widths([rows[0].samples_ms, rows[1].samples_ms])[0]
     assert width > 0.01
     assert warning == (
-        f"precision of ±2 % not reached: ±{100 * width:.2g} % after 21 rounds, no more than 7 per launch are run"
+        f"precision of ±1 % not reached: ±{100 * width:.2g} % after 21 rounds, no more than 7 per launch are run"
     )
 
 
@@ -234,13 +234,13 @@ def test_a_row_alone_is_measured_to_the_precision_of_its_own_total(
     fake.series["a"] = noisy(0.2)
     row = run(subjects[:1], rounds=6)[0]
     assert [len(launch) for launch in row.samples_ms] == [6, 6, 6]
-    assert row.warnings[-1].startswith("precision of ±2 % not reached")
+    assert row.warnings[-1].startswith("precision of ±1 % not reached")
 
 
 def test_a_single_round_has_no_precision_at_all(fake: type[FakeChild], run: Callable[..., list[Measurement]]) -> None:
     rows = run(launches=1, rounds=1)
     assert rows[1].warnings[-1] == (
-        "precision of ±2 % not reached: no interval after 1 round, no more than 1 per launch are run"
+        "precision of ±1 % not reached: no interval after 1 round, no more than 1 per launch are run"
     )
 
 

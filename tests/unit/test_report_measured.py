@@ -13,6 +13,7 @@ from compress.report import (
     sections_findings,
     sections_load,
     sections_record,
+    sections_results,
     sections_stages,
     sections_timing,
 )
@@ -21,7 +22,6 @@ from compress.report.files import read_report
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown
 from compress.report.model import ChangedExample, Lengths, Report
-from compress.report.sections_results import describe
 from compress.report.visible import visible
 
 DATA = Path(__file__).parents[1] / "data"
@@ -250,8 +250,8 @@ def test_conditions_of_the_record_are_in_every_rendering(example: Report, bare: 
 
 def test_a_capped_target_says_so(example: Report) -> None:
     capped = example.targets[0].model_copy(update={"isa": "avx2"})
-    assert describe(capped).startswith("onnxruntime, cpu, 1 thread, instructions up to avx2, measured")
-    assert "instructions" not in describe(example.targets[0])
+    assert sections_results.describe(capped).startswith("onnxruntime, cpu, 1 thread, instructions up to avx2, measured")
+    assert "instructions" not in sections_results.describe(example.targets[0])
 
 
 def test_lengths_that_are_all_the_same_are_one_number(example: Report) -> None:
@@ -265,3 +265,23 @@ def test_an_emulated_row_says_what_the_same_artifact_answers_here(example: Repor
     said = "student-int8: emulated (arm64): same answer as on ort-cpu-1t for 907 of 910, outputs within 0.031"
     assert said in render_html(example)
     assert said in render_markdown(example)
+
+
+def test_what_a_row_says_is_said_once(example: Report) -> None:
+    """A run's environment repeats the warnings of its rows, and what a row lacks is among its warnings."""
+    row = example.rows[0].model_copy(
+        update={"warnings": ("busy", "no tokenizer"), "not_measured": {"end_to_end": "no tokenizer"}}
+    )
+    machine = example.environment.model_copy(update={"warnings": ("busy", "no governor")})
+    report = example.model_copy(update={"rows": (row,), "targets": example.targets[:2], "environment": machine})
+    assert sections_results.footnotes([row]) == (
+        "model: end to end not measured: no tokenizer",
+        "model: busy",
+    )
+    found = sections_findings.findings(report)
+    assert found.blocks[0].items == (
+        "model on torch-cpu-1t: busy",
+        "model on torch-cpu-1t: no tokenizer",
+        "this machine: no governor",
+    )
+    assert "busy" not in str(sections_record.environment(report).blocks)

@@ -60,6 +60,12 @@ def test_stages_of_the_verdicts_target_stand_in_the_first_fold() -> None:
     assert "raspberry" not in first
 
 
+def test_findings_are_folded_too() -> None:
+    shown = render_pull_request(read_report(EXAMPLE))
+    assert "<summary>Findings and warnings</summary>" in shown
+    assert "- raspberry-pi-5: The board reported one moment of thermal throttling." in shown
+
+
 def test_the_command_prints_it(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["report", str(EXAMPLE), "--markdown"])
     assert shown.exit_code == 0
