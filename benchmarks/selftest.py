@@ -107,12 +107,15 @@ class Bench:
     def measure(
         self, artifacts: dict[str, Artifact], launches: int, seed: int, *, latency_only: bool
     ) -> list[Measurement]:
-        fields: dict[str, Any] = {"inputs": len(self.encoded), "rounds": self.rounds, "launches": launches}
-        fields["seconds"] = 600.0
-        if "precision" in MeasureSettings.model_fields:
-            fields |= {"precision": None, "end_to_end": False}
         subjects = [Subject(label, artifact, self.encoded, self.target) for label, artifact in artifacts.items()]
-        settings = MeasureSettings(**fields)
+        settings = MeasureSettings(
+            inputs=len(self.encoded),
+            rounds=self.rounds,
+            launches=launches,
+            seconds=600.0,
+            precision=None,
+            end_to_end=False,
+        )
         rows = measure(subjects, settings=settings, work=self.work, seed=seed, latency_only=latency_only)
         for row in rows:
             if row.status != "ok":

@@ -127,7 +127,7 @@ class _Group:
         self.pace = Pace(settings, self.clock, second_clock=bool(rows))
         self.emit(
             f"measuring {len(self.lanes)} artifacts side by side on {device}, {threads} thread{'s' * (threads > 1)}: "
-            f"{settings.launches} launches, up to {settings.seconds:g} s of rounds in all"
+            f"{settings.launches} launch{'es' * (settings.launches > 1)}, up to {settings.seconds:g} s of rounds in all"
         )
         for launch in range(settings.launches):
             with ExitStack() as stack:

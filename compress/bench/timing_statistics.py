@@ -1,7 +1,7 @@
 """Statistics of times: the ratio of totals, percentiles, and whether the rounds were steady.
 
 Successive rounds are correlated and launches of a process differ, so neither counts as so many independent samples.
-docs/decisions/0007-statistics-of-times.md has the coverage of each interval in simulation.
+docs/decisions/0008-statistics-of-times.md has the coverage of each interval in simulation.
 """
 
 from __future__ import annotations
