@@ -104,7 +104,6 @@ def bench_artifacts(
             value=f"server_latency_ms {server_latency_ms:g}",
             fix="Add it: `--scenarios server`, or leave the bound out.",
         )
-    wanted = [find_target(name) for name in targets]
     artifacts = [(_name(folder, folders), open_artifact(folder)) for folder in folders]
     task = task_from(artifacts[0][1].manifest.task)
     for name, artifact in artifacts[1:]:
@@ -116,6 +115,7 @@ def bench_artifacts(
                 fix="Compare artifacts of one task with the same labels.",
             )
     rows = read_rows(data, text_columns=task.columns, problem=str(task.dump().get("problem", "single_label")))
+    wanted = [find_target(name) for name in targets]
     subjects = [
         Subject(name, artifact, task_from(artifact.manifest.task).encode(artifact.path, rows), target, rows)
         for name, artifact in artifacts

@@ -32,7 +32,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("words", "code", "phrases"),
     [
         ("bench empty --data data.csv", 2, ["no artifact.json", "empty"]),
-        ("bench empty --data data.csv --targets ort-cpu-2t", 2, ["Unknown target 'ort-cpu-2t'", "ort-cpu-1t"]),
         ("bench empty --data data.csv --scenarios offline,servr", 2, ["Unknown scenario 'servr'", "'server'"]),
         ("bench empty --data data.csv --server-latency-ms 5", 2, ["has no bound", "--scenarios server"]),
         ("compare record nowhere", 2, ["report cannot be read", "nowhere"]),
