@@ -106,7 +106,7 @@ def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) ->
     cells = [
         Cell(row.step),
         Cell(numbers.milliseconds(it.p50_ms if it else None)),
-        Cell(numbers.milliseconds(it.p90_ms if it else None)),
+        _ninety(it),
         Cell(numbers.milliseconds(it.mean_ms if it else None)),
     ]
     if both:
@@ -122,6 +122,12 @@ def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) ->
         verdict = it.stability if it else None
         cells.append(Cell(verdict or numbers.MISSING, tone=_TONES.get(verdict, "muted")))
     return TableRow(tuple(cells))
+
+
+def _ninety(it: Latency | None) -> Cell:
+    """Return the 90th percentile; one that is hidden has its reason in the table of percentiles."""
+    hidden = it is not None and any(p.q == 90 and p.value_ms is None for p in it.percentiles)
+    return Cell("hidden", tone="muted") if hidden else Cell(numbers.milliseconds(it.p90_ms if it else None))
 
 
 def _percentiles(rows: Sequence[Row], *, opened: bool) -> list[Block]:

@@ -285,3 +285,14 @@ def test_what_a_row_says_is_said_once(example: Report) -> None:
         "this machine: no governor",
     )
     assert "busy" not in str(sections_record.environment(report).blocks)
+
+
+def test_a_hidden_p90_is_no_dash(example: Report) -> None:
+    row = next(row for row in example.rows if row.latency and row.target == "torch-cpu-1t")
+    hidden = row.latency.percentiles[1].model_copy(update={"value_ms": None, "reason": "100 inputs are too few"})
+    percentiles = (row.latency.percentiles[0], hidden)
+    latency = row.latency.model_copy(update={"p90_ms": None, "percentiles": percentiles})
+    only = example.model_copy(update={"rows": (row.model_copy(update={"latency": latency}),)})
+    clocks, percentile = tables(sections_timing.timing(only).blocks)[:2]
+    assert cells(clocks, "model")["p90"] == "hidden"
+    assert percentile.notes == ("model: p90 is hidden: 100 inputs are too few",)
