@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from compress.pipeline.public import public_recipe
@@ -34,7 +34,7 @@ def reproduce(state: RunState, command: str) -> report.Reproduce:
         tolerance=_SAME + (_ANEW if chosen else ""),
         commit=commit,
         dirty=dirty,
-        installed=digest_of((it.metadata["Name"], it.version) for it in distributions()),
+        installed=digest_of(distributions()),
     )
 
 
@@ -57,7 +57,12 @@ def checkout(package: Path) -> tuple[str | None, bool | None]:
         return None, None
 
 
-def digest_of(packages: Iterable[tuple[str, str]]) -> str:
+def digest_of(packages: Iterable[Distribution]) -> str:
     """Return the sha256 of ``name==version`` lines, lower-case, sorted, without duplicates."""
-    lines = sorted({f"{name.lower()}=={version}\n" for name, version in packages})
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = set()
+    for package in packages:
+        try:
+            lines.add(f"{package.metadata['Name'].lower()}=={package.version}\n")
+        except (AttributeError, KeyError, TypeError):
+            continue  # what a broken installation left behind has no name
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from importlib.metadata import Distribution
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,6 +45,21 @@ def test_a_folder_that_git_does_not_track_has_no_commit(package: Path, monkeypat
 
 
 def test_digest_of_packages_ignores_order_case_and_duplicates() -> None:
-    found = digest_of([("Torch", "2.0"), ("numpy", "2.1"), ("torch", "2.0")])
+    found = digest_of([installed("Torch", "2.0"), installed("numpy", "2.1"), installed("torch", "2.0")])
     assert found == hashlib.sha256(b"numpy==2.1\ntorch==2.0\n").hexdigest()
-    assert found != digest_of([("torch", "2.0"), ("numpy", "2.2")])
+    assert found != digest_of([installed("torch", "2.0"), installed("numpy", "2.2")])
+    assert found == digest_of([installed("torch", "2.0"), installed("numpy", "2.1"), installed(None, None), Leftover()])
+
+
+def installed(name: str | None, version: str | None) -> Any:
+    return SimpleNamespace(metadata={"Name": name}, version=version)
+
+
+class Leftover(Distribution):
+    """A folder without METADATA, as an interrupted pip leaves it."""
+
+    def read_text(self, filename: str) -> str | None:
+        return None
+
+    def locate_file(self, path: Any) -> Any:
+        return path
