@@ -84,7 +84,7 @@ class Commands:
 
         Some runtimes prepare kernels or memory for each new length: no timed round may be the first to see one.
         """
-        feeds = self._prepare(indices, batch)
+        feeds, begun = self._prepare(indices, batch), self._clock()
         window = feeds[:WINDOW]
         first_ms = self._time(feeds[0])
         self._note_memory("first")
@@ -93,11 +93,10 @@ class Commands:
         start, medians = self._clock(), list[float]()
         while True:
             medians.append(statistics.median(self._time(feed) for feed in window))
-            passed = (self._clock() - start) / 1e9
-            if passed >= seconds and _settled(medians[-3:]):
-                return {"first_ms": first_ms, "settled": True}
-            if passed >= seconds * WARMUP_CAP and len(medians) >= 3:
-                return {"first_ms": first_ms, "settled": False}
+            now = self._clock()
+            passed, settled = (now - start) / 1e9, _settled(medians[-3:])
+            if (passed >= seconds and settled) or (passed >= seconds * WARMUP_CAP and len(medians) >= 3):
+                return {"first_ms": first_ms, "settled": settled, "warmup_s": (now - begun) / 1e9}
 
     def do_round(self, indices: Sequence[int], batch: int = 1) -> dict[str, Any]:
         """Time the sequence, one example at a time at its real length: host arrays in, host arrays out.

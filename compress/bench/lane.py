@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ from compress.data.encoded import Encoded
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.target import Target
 from compress.tasks.base import Row
+
+_COLD = ("load_ms", "first_ms", "warmup_s")
+"""What every launch pays once; reports show medians."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Lane:
     facts: dict[str, Any] = field(default_factory=dict)
     samples: Series = field(default_factory=list)
     end_to_end: Series = field(default_factory=list)
-    cold: list[tuple[float, float | None]] = field(default_factory=list)
+    cold: list[dict[str, float]] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     warnings: list[str] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class Lane:
         job = {"indices": plan.sequence, "batch": plan.batch_size}
         self.facts |= opened
         warm = self.ask("warmup", **job, seconds=plan.settings.warmup_seconds)
-        self.cold.append((opened["load_ms"], warm["first_ms"] if warm else None))
+        self.cold.append({name: found[name] for found in (opened, warm or {}) for name in _COLD if name in found})
         self.samples.append([])
         if warm and not warm["settled"]:
             self.warnings.append(f"launch {len(self.samples)}: latency had not settled when warm-up ended")
@@ -183,10 +186,7 @@ class Lane:
         self.child = None
 
 
-def _medians(cold: Sequence[tuple[float, float | None]]) -> dict[str, float | None]:
-    """Return the medians of (load, first inference) over the launches."""
-    loads, firsts = [load for load, _ in cold], [first for _, first in cold if first is not None]
-    return {
-        "load_ms": statistics.median(loads) if loads else None,
-        "first_ms": statistics.median(firsts) if firsts else None,
-    }
+def _medians(cold: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Return the median over the launches of what each of them paid before its rounds."""
+    seen = {name: [costs[name] for costs in cold if name in costs] for name in _COLD}
+    return {name: statistics.median(values) if values else None for name, values in seen.items()}

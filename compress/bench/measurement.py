@@ -15,6 +15,7 @@ COSTS = (
     "end_to_end_ms",
     "load_ms",
     "first_ms",
+    "warmup_s",
     "import_rss_bytes",
     "peak_rss_bytes",
     "memory_phases",
@@ -59,6 +60,9 @@ class Measurement(BaseModel):
         None, description="opening the artifact, libraries already imported; median of launches"
     )
     first_ms: float | None = Field(None, description="the first inference of a process; median of launches")
+    warmup_s: float | None = Field(
+        None, description="from the first inference until the clock settled; median of launches"
+    )
     import_rss_bytes: int | None = Field(None, description="resident after importing the runtime library")
     peak_rss_bytes: int | None = Field(None, description="largest resident set up to the end of the rounds")
     memory_phases: list[dict[str, Any]] = Field(

@@ -24,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 fine, 1 a gate failed, 2 usage or data, 3 something is missing here, 4 a run failed, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 a gate failed or a comparison found a regression, 2 usage or data, "
+    "3 something is missing here, 4 a run failed, 130 interrupted.",
 )
 
 
@@ -54,9 +54,9 @@ for _command in (
     report,
     compare,
     export,
-    env,
-    arm64,
     kit,
     ingest,
+    env,
+    arm64,
 ):
     app.command()(_command)

@@ -12,7 +12,7 @@ from compress.errors import UsageError
 
 @guarded
 def report(
-    run: Path | None = typer.Argument(None, help="A run folder, or a report.json."),
+    run: Path | None = typer.Argument(None, metavar="RUN", help="A run folder, or a report.json."),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     markdown: bool = typer.Option(False, "--markdown", help="Print short Markdown to paste into a pull request."),
     json_: bool = JsonOption,

@@ -109,7 +109,8 @@ def read_result(path: Path, *, device: str | None = None) -> Result:
         size = path.stat().st_size
         text = path.read_text(encoding="utf-8") if size <= LARGEST_BYTES else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("The result cannot be read.", value=f"{path}: {error}", fix=_AGAIN) from error
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError("The result cannot be read.", value=f"{path}: {why}", fix=_AGAIN) from error
     if size > LARGEST_BYTES:
         _refuse("The result is too large.", f"{size:,} bytes; at most {LARGEST_BYTES:,}")
     try:

@@ -67,6 +67,7 @@ def write_kit(
     Raises:
         UsageError: nothing to ship, an unknown step, a kind that no kit can hold, or other data than the run read.
     """
+    folder.read_run(run)
     record = read_report(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("The folder exists and is not empty.", value=out, fix="Choose another one.")

@@ -17,12 +17,19 @@ _MARK = {"faster": "", "slower": f" {WORSE}", "no difference": f" {EQUAL}"}
 
 def bench_lines(rows: Sequence[BenchRow], width: int, rule: str = "─") -> list[Text]:
     """Return the table and its legend, at most ``width`` cells wide."""
-    details = ((2, True, True), (1, True, True), (2, True, False), (1, True, False), (1, False, False))
-    grids = [_grid(rows, gap, spread, second) for gap, spread, second in details]
+    details = (
+        (2, True, True, True),
+        (2, True, True, False),
+        (1, True, True, False),
+        (2, True, False, False),
+        (1, True, False, False),
+        (1, False, False, False),
+    )
+    grids = [_grid(rows, *detail) for detail in details]
     return [*widest_that_fits(grids, width).lines(width, rule=rule), *_legend(rows)]
 
 
-def _grid(rows: Sequence[BenchRow], gap: int, spread: bool, both_ratios: bool) -> Grid:
+def _grid(rows: Sequence[BenchRow], gap: int, spread: bool, both_ratios: bool, peak: bool) -> Grid:
     first = next((row for row in rows if row.metric), None)
     unit = "%" if first is not None and first.unit == "percent" else ""
     way = WORSE if first is not None and first.direction == "lower" else BETTER
@@ -39,6 +46,7 @@ def _grid(rows: Sequence[BenchRow], gap: int, spread: bool, both_ratios: bool) -
         Head("speed-up"),
         *((Head("e2e", "ms"),) if second else ()),
         *((Head("e2e\nspeed-up"),) if ratio else ()),
+        *((Head("peak", "MB"),) if peak else ()),
     )
     lines = []
     for row in rows:
@@ -57,6 +65,7 @@ def _grid(rows: Sequence[BenchRow], gap: int, spread: bool, both_ratios: bool) -
                 _ratio(row.speedup, row.speedup_low, row.speedup_high, row.speedup_text, spread),
                 *((Text(numbers.milliseconds(row.end_to_end_ms)),) if second else ()),
                 *((_second_ratio(row, spread),) if ratio else ()),
+                *((Text(numbers.megabytes(row.peak_rss_bytes)),) if peak else ()),
             )
         )
     return Grid(heads, tuple(lines), gap)
@@ -109,7 +118,12 @@ def _legend(rows: Sequence[BenchRow]) -> list[Text]:
         *(["e2e: with tokenization and decoding"] if any(row.end_to_end_ms is not None for row in rows) else []),
         LEGEND,
     ]
-    notes = [f"{row.artifact} on {row.target}: {warning}" for row in rows for warning in row.warnings]
+    notes = [
+        f"{row.artifact} on {row.target}: {warning}"
+        for row in rows
+        for warning in row.warnings
+        if warning not in row.not_measured.values()
+    ]
     return [
         *(Text(plain(line)) for line in same),
         *(Text(f"! {plain(line)}", style="yellow") for line in dict.fromkeys(notes)),

@@ -94,8 +94,17 @@ def bench_artifacts(
         server_latency_ms: what the server scenario's 99th percentile must keep; None = derived.
 
     Raises:
-        UsageError: tasks differ, or nothing fits the targets.
+        UsageError: no such target or scenario, a bound without its scenario, tasks differ, or nothing fits the targets.
     """
+    settings = MeasureSettings(
+        inputs=inputs, rounds=rounds, scenarios=_scenarios(scenarios), server_latency_ms=server_latency_ms
+    )
+    if server_latency_ms is not None and "server" not in settings.scenarios:
+        raise UsageError(
+            "The server scenario is not asked for, so it has no bound.",
+            value=f"server_latency_ms {server_latency_ms:g}",
+            fix="Add it: `--scenarios server`, or leave the bound out.",
+        )
     artifacts = [(_name(folder, folders), open_artifact(folder)) for folder in folders]
     task = task_from(artifacts[0][1].manifest.task)
     for name, artifact in artifacts[1:]:
@@ -118,9 +127,6 @@ def bench_artifacts(
         raise UsageError(
             "No artifact fits any of the targets.", value=", ".join(targets), fix="See `mcompress ls targets`."
         )
-    settings = MeasureSettings(
-        inputs=inputs, rounds=rounds, scenarios=_scenarios(scenarios), server_latency_ms=server_latency_ms
-    )
     with Store.default().workspace() as work:
         measured = measure(subjects, settings=settings, work=work, emit=emit)
     answers = subjects[0].encoded.targets

@@ -107,7 +107,7 @@ def _row(
     reason = "" if b is None or b.status == "ok" else b.reason
     if lost:
         reason = reason or ("the row is missing" if b is None else "no reason recorded")
-    changes = tuple(_changes(key, a, b, margins, pairs)) if a is not None and b is not None and not lost else ()
+    changes = tuple(_changes(key, a, b, margins, pairs)) if a and b and b.status == "ok" else ()
     findings = {change.finding for change in changes}
     finding: Finding = "ok"
     if lost or "regression" in findings:

@@ -57,7 +57,7 @@ def _value(name: str, value: str, text: str) -> float:
 
 def _fail(text: str) -> NoReturn:
     raise UsageError(
-        "A margin is written NAME=VALUE.",
+        "A margin is NAME=VALUE: points for an accuracy, for the others a share below 1 or in percent.",
         value=text,
-        fix="Points for an accuracy: `accuracy=1.0`; a share for the others: `size=2%`, `speedup=0.05`.",
+        fix="Write for example `accuracy=1.0`, `size=2%` or `speedup=0.05`.",
     )

@@ -103,10 +103,11 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
     if recipe.model is None:
         return None
     text = recipe.expand(recipe.model)
+    place = text if text == recipe.model else f"{recipe.model} = {text}"
     path = Path(text).expanduser()
     if path.suffix == ".onnx":
         if not path.is_file():
-            raise ModelError("The model file does not exist.", value=recipe.model, fix="Correct `model:`.")
+            raise ModelError("The model file does not exist.", value=place, fix="Correct `model:`.")
         from compress.export.onnx_source import read_onnx
         from compress.export.signature import traits_of
 
@@ -124,7 +125,7 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
         except ValueError as error:
             raise ModelError("The model's config.json is not JSON.", value=recipe.model, fix="Repair it.") from error
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise ModelError("The model folder does not exist.", value=recipe.model, fix="Correct `model:`.")
+        raise ModelError("The model folder does not exist.", value=place, fix="Correct `model:`.")
     return ModelInfo("torch")
 
 

@@ -17,7 +17,8 @@ from compress.pipeline.examples import changed_examples
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
-from compress.pipeline.public import public_path, public_recipe
+from compress.pipeline.provenance import reproduce
+from compress.pipeline.public import public_path
 from compress.pipeline.rows import build_rows
 from compress.pipeline.running import RunState, StepOutcome
 from compress.pipeline.scores import PERCENT
@@ -61,7 +62,7 @@ def summarise(state: RunState, measured: Measured, command: str, *, examples: bo
         sensitivities=tuple(sensitivity_records(state)),
         baselines=_baseline_records(measured),
         environment=_environment(measured),
-        reproduce=report.Reproduce(commands=(command,), recipe=public_recipe(recipe), seed=recipe.run.seed),
+        reproduce=reproduce(state, command),
         examples=changed_examples(state, measured, rows, verdict) if examples else (),
         limits=tuple(_limits(state, measured)),
     )
@@ -185,6 +186,7 @@ def _data(state: RunState, split: str) -> report.Data:
     return report.Data(
         synthetic=data.synthetic,
         evaluated=split,
+        preprocessing=state.task.preprocessing,
         problem=str(state.task.dump().get("problem", "")),
         splits=tuple(
             report.SplitRecord(
@@ -211,6 +213,7 @@ def _target(target: Target, measured: Measured) -> report.TargetRecord:
         device=target.device,
         threads=target.threads,
         memory_bytes=target.memory_bytes,
+        isa=target.isa,
         evidence=target.evidence,
         available=available.ok,
         reason=available.reason,
@@ -229,6 +232,11 @@ def _baseline_records(measured: Measured) -> dict[str, report.Baseline]:
 def _environment(measured: Measured) -> report.Environment:
     found = environment()
     cpu, system = found["cpu"], found["system"]
+    notes = {"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"}
+    if found["gpus"]:
+        notes["GPU driver"] = found["gpus"][0]["driver"]
+    if system["container"]["in_container"]:
+        notes["container"] = "yes"
     return report.Environment(
         cpu=cpu["model"],
         flags=tuple(cpu["flags"]),
@@ -239,7 +247,7 @@ def _environment(measured: Measured) -> report.Environment:
         python=found["python"],
         packages=found["packages"],
         warnings=tuple(dict.fromkeys(w for m in measured.measurements for w in m.warnings)),
-        notes={"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"},
+        notes=notes,
     )
 
 

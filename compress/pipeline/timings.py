@@ -26,7 +26,9 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
 def latency_of(m: Measurement) -> report.Latency | None:
     """Return the model's own times; None where there are none."""
-    return _latency(m.samples_ms) if m.status == "ok" and m.samples_ms else None
+    if m.status != "ok" or not m.samples_ms:
+        return None
+    return _latency(m.samples_ms).model_copy(update={"tokens": _lengths(m.input_tokens), "warmup_s": m.warmup_s})
 
 
 def speedups_of(
@@ -93,6 +95,12 @@ def _latency(samples: Samples) -> report.Latency:
         stability_text=steady.text,
         quantiles_ms=tuple(round(float(ms), 5) for ms in np.percentile(rounds, range(101))),
     )
+
+
+def _lengths(tokens: Sequence[int]) -> report.Lengths | None:
+    if not tokens:
+        return None
+    return report.Lengths(least=min(tokens), median=float(np.median(tokens)), most=max(tokens))
 
 
 def _percentile(it: PercentileEstimate) -> report.Percentile:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState
+from compress.pipeline.scores import PERCENT
 from compress.report import numbers
-from compress.report.model import Deliverable, Difference, Row, Verdict
+from compress.report.model import Deliverable, Difference, Row, Unit, Verdict
 
 
 def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
@@ -46,7 +47,8 @@ def _verdict(
     best = max(proven or faster, key=lambda row: _ratio(row, baseline))
     headline = f"Ship {best.step}: {_ratio(best, baseline):.2f} times as fast as {baseline} on {target}"
     if best.difference is not None and best.difference.unit == "percent":
-        headline += f", {best.difference.points:+.2f} points of {best.accuracy.metric if best.accuracy else 'accuracy'}"
+        metric = best.accuracy.metric if best.accuracy else "accuracy"
+        headline += f", {numbers.points(best.difference.points)} points of {metric}"
     if size := _size(state, best.step):
         headline += f", {size}"
     reasons = [_rank(state, best, proven, faster, target)]
@@ -127,10 +129,11 @@ def _deliverable(state: RunState, leaf: str) -> Deliverable:
 
 
 def _words(gate: GateResult) -> str:
-    points = gate.metric != "mae"
-    scale, unit = (100.0, " points") if points else (1.0, "")
+    unit: Unit = "percent" if gate.metric in PERCENT else "plain"
+    scale, word = (100.0, " points") if unit == "percent" else (1.0, "")
+    interval = numbers.points_interval(scale * gate.low, scale * gate.high, unit)
     handed = "delivered" if gate.delivered else "not delivered"
     return (
-        f"{gate.metric} {scale * gate.delta:+.2f}{unit} [{scale * gate.low:+.2f}, {scale * gate.high:+.2f}] "
-        f"on validation (limit: {gate.limit}): {gate.verdict}, {handed}"
+        f"{gate.metric} {numbers.points(scale * gate.delta, unit)}{word} {interval} on validation "
+        f"(limit: {gate.limit}): {gate.verdict}, {handed}"
     )

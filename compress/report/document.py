@@ -23,6 +23,9 @@ from compress.report.model import Report, Row
 SYNTHETIC = "Synthetic data: these accuracies say nothing about yours."
 
 
+BRACKETS = "In brackets: 95 % intervals."
+
+
 @dataclass(frozen=True)
 class KeyFigure:
     """One number of the shipped artifact, with its context."""
@@ -45,6 +48,8 @@ class VerdictBlock:
     gates: tuple[tuple[str, str, Tone], ...]
     """(step, text, tone) of every deliverable, what ships first."""
     banner: str
+    brackets: str
+    """What the brackets of the figures are; empty without figures."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +106,18 @@ def verdict(report: Report) -> VerdictBlock:
     outcomes = [d.verdict for d in it.deliverables if it.step in (None, d.step)]
     worst = next((tones[outcome] for outcome in ("fail", "unresolved") if outcome in outcomes), None)
     tone: Tone = worst or ("good" if it.step else "warn")
+    figures = _key_figures(report)
     return VerdictBlock(
         tone=tone,
         label="Verdict",
         headline=it.headline,
-        figures=_key_figures(report),
+        figures=figures,
         reasons=it.reasons,
         gates=tuple(
             (d.step, d.text, tones[d.verdict]) for d in sorted(it.deliverables, key=lambda d: d.step != it.step)
         ),
         banner=SYNTHETIC if report.data.synthetic else "",
+        brackets=BRACKETS if figures else "",
     )
 
 

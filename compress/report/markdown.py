@@ -63,7 +63,7 @@ def _verdict(verdict: VerdictBlock) -> list[str]:
     if verdict.figures:
         figures = [Cell(" ".join(filter(None, (f.value, f.unit))), f.detail) for f in verdict.figures]
         columns = tuple(Column(f.label, f.label) for f in verdict.figures)
-        parts.append(table(Table(columns, (TableRow(tuple(figures)),))))
+        parts += [table(Table(columns, (TableRow(tuple(figures)),))), f"<sub>{text(verdict.brackets)}</sub>"]
     if verdict.reasons:
         parts.append(_bullets(verdict.reasons))
     if verdict.gates:

@@ -22,6 +22,14 @@ class Percentile(Frozen):
     reason: str = Field("", description="why it is hidden")
 
 
+class Lengths(Frozen):
+    """Tokens of the timed inputs, which decide most of their time."""
+
+    least: int = Field(ge=0)
+    median: float
+    most: int
+
+
 class Latency(Frozen):
     """Time of one input after another, batch 1, one in flight."""
 
@@ -32,6 +40,10 @@ class Latency(Frozen):
     inputs: int = Field(description="different real inputs")
     rounds: int = Field(description="times that all of them were run, over all launches")
     launches: int = Field(1, ge=1, description="fresh processes")
+    tokens: Lengths | None = Field(None, description="lengths of the inputs, truncated; null where not recorded")
+    warmup_s: float | None = Field(
+        None, description="untimed running before the rounds of a launch, median of launches; s"
+    )
     percentiles: tuple[Percentile, ...] = ()
     stability: Literal["stable", "drifting", "noisy"] | None = Field(None, description="verdict on the rounds")
     stability_text: str = Field("", description="the verdict in a sentence")

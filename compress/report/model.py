@@ -34,6 +34,7 @@ from compress.report.measured_model import ClassSlice as ClassSlice
 from compress.report.measured_model import EndToEnd as EndToEnd
 from compress.report.measured_model import Energy as Energy
 from compress.report.measured_model import Latency as Latency
+from compress.report.measured_model import Lengths as Lengths
 from compress.report.measured_model import Memory as Memory
 from compress.report.measured_model import MemoryPhase as MemoryPhase
 from compress.report.measured_model import Percentile as Percentile
@@ -181,6 +182,7 @@ class Data(Frozen):
     splits: tuple[SplitRecord, ...] = ()
     overlaps: tuple[OverlapRecord, ...] = ()
     evaluated: str = Field("test", description="split that the accuracies of the rows are on")
+    preprocessing: str = Field("", description="what is done to an example before the model sees it, in words")
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
 
@@ -207,6 +209,7 @@ class TargetRecord(Frozen):
     device: str = "cpu"
     threads: int | None = Field(None, description="null = every core")
     memory_bytes: int | None = Field(None, description="limit of the measuring process")
+    isa: str | None = Field(None, description="highest x86 level that kernels might use; null = all of the CPU's")
     evidence: str = "measured"
     available: bool = True
     reason: str = Field("", description="why it is not available")
@@ -342,6 +345,10 @@ class Reproduce(Frozen):
     commands: tuple[str, ...]
     recipe: str = Field(description="YAML of the resolved recipe, variables unexpanded")
     seed: int
+    tolerance: str = Field("", description="how far another run may differ, in a sentence")
+    commit: str | None = Field(None, description="of mcompress, if it ran from a checkout")
+    dirty: bool | None = Field(None, description="whether that checkout had changes that were not committed")
+    installed: str | None = Field(None, description="sha256 of all installed distributions and their versions, sorted")
 
 
 class Report(Frozen):

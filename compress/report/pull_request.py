@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from compress.report import numbers, sections_record, sections_results
-from compress.report.blocks import Section
+from compress.report import numbers, sections_findings, sections_record, sections_results, sections_stages
 from compress.report.document import build
-from compress.report.markdown import blocks, fence, text
+from compress.report.markdown import blocks, fence, table, text
 from compress.report.model import Report, Row
 
 LONGEST = 60_000
@@ -58,9 +58,7 @@ def _results(report: Report) -> str:
 
 
 def _cells(report: Report, row: Row, names: list[str]) -> tuple[str, ...]:
-    mark = "→" if sections_results.ships(report, row) else ""
-    tones = {tag.tone for tag in sections_results.tags_of(report, row)}
-    mark = mark or ("✗" if "bad" in tones else "?" if "warn" in tones else "")
+    mark = sections_results.mark_of(report, row)
     if row.status != "ok":
         why = f"{_STATUS[row.status]}: {row.reason or 'no reason recorded'}"
         return (mark, row.step, row.target, why, *[""] * (3 + len(names)))
@@ -91,11 +89,14 @@ def _legend(report: Report) -> str:
 
 
 def _details(report: Report) -> Iterator[tuple[str, str]]:
+    for target in sections_stages.targets(report)[:1]:
+        figure = sections_stages.waterfall(report, target)
+        yield "Stage by stage", f"{text(figure.summary)}\n\n{table(replace(figure.table, legend=False))}"
     gates = "\n".join(f"- {text(d.step)}: {text(d.text)}" for d in report.verdict.deliverables)
     if gates:
         yield "Gates", gates
-    sections: tuple[Section, ...] = (sections_record.limits(report), sections_record.environment(report))
-    for section in sections:
+    sections = (sections_findings.findings(report), sections_record.limits(report), sections_record.environment(report))
+    for section in filter(None, sections):
         yield section.title, blocks(section)
     commands = fence("\n".join(report.reproduce.commands), "sh")
     yield "Reproduce", f"{commands}\n\n{fence(report.reproduce.recipe.rstrip(), 'yaml')}"

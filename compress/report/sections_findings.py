@@ -13,9 +13,9 @@ def findings(report: Report) -> Section | None:
         for sentence in _of_row(row):
             said.setdefault(sentence, []).append(f"{row.step} on {row.target}")
     lines = [f"{_places(places)}: {sentence}" for sentence, places in said.items()]
-    lines += [f"this machine: {warning}" for warning in report.environment.warnings]
-    for target in report.targets:
-        lines += [f"{target.name}: {it}" for it in (target.environment.warnings if target.environment else ())]
+    machines = [("this machine", report.environment), *((it.name, it.environment) for it in report.targets)]
+    for name, machine in machines:
+        lines += [f"{name}: {warning}" for warning in (machine.warnings if machine else ()) if warning not in said]
     if not lines:
         return None
     intro = "What stands out in the tables above: slow kernels, busy machines, runs that do not count."

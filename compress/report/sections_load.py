@@ -198,7 +198,7 @@ def _memory_table(rows: list[Row], *, legend: bool) -> Table:
         Column("import", "at import", "MB", "resident memory before the artifact was opened"),
         Column("weights", "weights", "MB", "resident growth while the artifact was opened"),
         Column("first", "first run", "MB", "resident memory after the first inference"),
-        Column("steady", "steady", "MB", "resident memory after many inferences"),
+        Column("steady", "steady", "MB", "resident memory after many inferences; mapped: of it, files"),
         Column("peak", "peak RSS", "MB", "peak resident memory of the measuring process, with its imports"),
         Column("over", "peak − import", "MB", "peak resident minus resident after the imports"),
         Column("allocator", "GPU allocator", "MB", "peak by the framework's own allocator"),
@@ -212,9 +212,12 @@ def _memory_table(rows: list[Row], *, legend: bool) -> Table:
             lines.append(TableRow((Cell(row.step), refusal(row, len(columns)))))
             continue
         cells = [Cell(row.step)]
+        mapped: dict[str, int | None] = {it.name: it.mapped_bytes for it in (row.memory.phases if row.memory else ())}
         for column in columns:
             amount = line.get(column.key)
-            cells.append(Cell(numbers.fixed(None if amount is None else amount / 1e6, 1)))
+            shared = mapped.get(column.key)
+            detail = "" if shared is None else f"{numbers.fixed(shared / 1e6, 1)} mapped"
+            cells.append(Cell(numbers.fixed(None if amount is None else amount / 1e6, 1), detail))
         lines.append(TableRow(tuple(cells)))
     return Table((_STEP, *columns), tuple(lines), gaps(lines), legend)
 

@@ -150,6 +150,7 @@ def subject(report: Report) -> Section:
     it = report.subject
     pairs = (
         ("model", it.model),
+        *((("Hugging Face hub", it.hub),) if it.hub and it.hub != it.model else ()),
         ("task", f"{it.task}, {it.problem.replace('_', ' ')}"),
         ("labels", numbers.count(it.labels) if it.labels else "none (regression)"),
         ("weights", f"{numbers.millions(it.parameters)} million" if it.parameters is not None else "not counted"),
@@ -174,7 +175,7 @@ def data(report: Report) -> Section:
             (
                 Cell(split.name),
                 Cell(numbers.count(split.rows)),
-                Cell(split.source),
+                Cell(split.source, f"hub: {split.hub}" if split.hub else ""),
                 Cell(numbers.short_digest(split.digest), tone="muted"),
             )
         )
@@ -191,6 +192,8 @@ def data(report: Report) -> Section:
     if it.calibration is not None:
         asked, used = numbers.count(it.calibration.asked), numbers.count(it.calibration.used)
         blocks.append(Paragraph(f"Calibration: {used} samples used of {asked} asked for."))
+    if it.preprocessing:
+        blocks.append(Paragraph(f"Preprocessing: {it.preprocessing}."))
     if it.notes:
         blocks.append(Bullets(it.notes))
     intro = "Every decision about accuracy (gates, search, checkpoints) reads validation. "
@@ -224,8 +227,6 @@ def _machine(it: Environment, more: tuple[tuple[str, str], ...]) -> list[Block]:
         *it.notes.items(),
     ]
     blocks: list[Block] = [Facts(tuple(pairs))]
-    if it.warnings:
-        blocks += [Paragraph("Warnings:"), Bullets(it.warnings)]
     if it.packages:
         blocks.append(Fold(f"{len(it.packages)} packages", (Facts(tuple(sorted(it.packages.items()))),)))
     return blocks
@@ -233,8 +234,13 @@ def _machine(it: Environment, more: tuple[tuple[str, str], ...]) -> list[Block]:
 
 def reproduce(report: Report) -> Section:
     it = report.reproduce
-    blocks = (
+    changed = " with changes that are not committed" if it.dirty else ""
+    code = [("mcompress", f"{report.version}, commit {it.commit}{changed}")] if it.commit else []
+    installed = [("installed packages, sha256", it.installed)] if it.installed else []
+    blocks: tuple[Block, ...] = (
         Code("\n".join(it.commands), "sh"),
+        *([Facts((*code, *installed))] if code or installed else []),
+        *([Paragraph(it.tolerance)] if it.tolerance else []),
         Paragraph(f"Seed {it.seed}. The resolved recipe, variables unexpanded:"),
         Code(it.recipe.rstrip("\n"), "yaml"),
         Paragraph("The raw samples of a run are in measurements.json, beside report.json.", "muted"),

@@ -207,6 +207,8 @@ def describe(target: TargetRecord) -> str:
     """Return one line: runtime, device, threads, memory limit, evidence, description."""
     threads = "all cores" if target.threads is None else f"{target.threads} thread{'s' if target.threads > 1 else ''}"
     parts = [target.runtime, target.device, threads]
+    if target.isa is not None:
+        parts.append(f"instructions up to {target.isa}")
     if target.memory_bytes is not None:
         parts.append(f"{numbers.fixed(target.memory_bytes / 1e6, 0)} MB memory limit")
     parts.append(target.evidence)
@@ -239,6 +241,12 @@ def tags_of(report: Report, row: Row) -> tuple[Tag, ...]:
     if row.pareto:
         tags.append(Tag("Pareto", "muted"))
     return tuple(tags)
+
+
+def mark_of(report: Report, row: Row) -> str:
+    """Return the same in one character: → ships, ✗ a gate failed, ? a gate is unresolved; or none."""
+    tones = {tag.tone for tag in tags_of(report, row)}
+    return next((mark for tone, mark in (("good", "→"), ("bad", "✗"), ("warn", "?")) if tone in tones), "")
 
 
 def accuracy_cell(row: Row) -> Cell:
@@ -290,8 +298,9 @@ def footnotes(rows: list[Row]) -> tuple[str, ...]:
     """Say what is missing and what to beware of; a sentence that several rows share is said once."""
     steps: dict[str, list[str]] = {}
     for row in rows:
-        missing = [f"{what} not measured: {why}" for what, why in row.not_measured.items()]
-        for sentence in dict.fromkeys([*missing, *_twin(row), *row.warnings]):
+        missing = [f"{what.replace('_', ' ')} not measured: {why}" for what, why in row.not_measured.items()]
+        others = [warning for warning in row.warnings if warning not in row.not_measured.values()]
+        for sentence in dict.fromkeys([*missing, *_twin(row), *others]):
             steps.setdefault(sentence, []).append(row.step)
     every = len({row.step for row in rows})
     return tuple(

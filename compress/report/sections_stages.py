@@ -17,11 +17,16 @@ def stages(report: Report) -> Section | None:
     """One waterfall per target: the target of the verdict open, the others folded."""
     if not report.stages:
         return None
-    targets = list(dict.fromkeys(stage.target for stage in report.stages))
-    first = report.verdict.target if report.verdict.target in targets else targets[0]
+    first, *others = targets(report)
     blocks: list[Block] = [Heading(first), waterfall(report, first)]
-    blocks += [Fold(f"The same on {name}", (waterfall(report, name),)) for name in targets if name != first]
+    blocks += [Fold(f"The same on {name}", (waterfall(report, name),)) for name in others]
     return Section("stages", "Stage by stage", tuple(blocks), _INTRO)
+
+
+def targets(report: Report) -> list[str]:
+    """Return the targets that have stages, that of the verdict first."""
+    names = dict.fromkeys(stage.target for stage in report.stages)
+    return sorted(names, key=lambda name: name != report.verdict.target)
 
 
 def waterfall(report: Report, target: str) -> Waterfall:

@@ -18,7 +18,7 @@ from compress.report.blocks import (
     TableRow,
     Tone,
 )
-from compress.report.model import Latency, Report, Row
+from compress.report.model import Latency, Lengths, Report, Row
 from compress.report.sections_results import gaps, measured, refusal, rows_of, ships, speedup_cell
 
 _STEP = Column("step", "step", numeric=False)
@@ -52,7 +52,20 @@ def _protocol(rows: Sequence[Row]) -> str:
         return "latency not measured"
     it = latencies[0]
     launches = f", {it.launches} launches" if it.launches > 1 else ""
-    return f"{numbers.count(it.inputs)} real inputs, {it.rounds} rounds{launches}"
+    words = f"{numbers.count(it.inputs)} real inputs{_lengths(it.tokens)}, {it.rounds} rounds{launches}"
+    warmups = [found.warmup_s for found in latencies if found.warmup_s is not None]
+    if not warmups:
+        return words
+    span = dict.fromkeys(numbers.fixed(value, 1) for value in (min(warmups), max(warmups)))
+    return f"{words}, each after {' to '.join(span)} s of warm-up"
+
+
+def _lengths(it: Lengths | None) -> str:
+    if it is None:
+        return ""
+    if it.least == it.most:
+        return f" of {numbers.count(it.most)} token{'s' if it.most != 1 else ''}"
+    return f" of {numbers.count(it.least)} to {numbers.count(it.most)} tokens (median {it.median:g})"
 
 
 def _clocks(report: Report, rows: list[Row], *, legend: bool) -> Table:
@@ -93,7 +106,7 @@ def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) ->
     cells = [
         Cell(row.step),
         Cell(numbers.milliseconds(it.p50_ms if it else None)),
-        Cell(numbers.milliseconds(it.p90_ms if it else None)),
+        _ninety(it),
         Cell(numbers.milliseconds(it.mean_ms if it else None)),
     ]
     if both:
@@ -109,6 +122,12 @@ def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) ->
         verdict = it.stability if it else None
         cells.append(Cell(verdict or numbers.MISSING, tone=_TONES.get(verdict, "muted")))
     return TableRow(tuple(cells))
+
+
+def _ninety(it: Latency | None) -> Cell:
+    """Return the 90th percentile; one that is hidden has its reason in the table of percentiles."""
+    hidden = it is not None and any(p.q == 90 and p.value_ms is None for p in it.percentiles)
+    return Cell("hidden", tone="muted") if hidden else Cell(numbers.milliseconds(it.p90_ms if it else None))
 
 
 def _percentiles(rows: Sequence[Row], *, opened: bool) -> list[Block]:

@@ -10,7 +10,7 @@ from rich.text import Text
 from compress.report import numbers
 from compress.report.columns import Grid, Head, widest_that_fits
 from compress.report.model import Report, Row, TargetRecord
-from compress.report.sections_results import STATUS, absence, references, rows_of, ships
+from compress.report.sections_results import STATUS, absence, mark_of, references, rows_of
 
 LEGEND = "±: the longer arm of the 95 % interval"
 BETTER, WORSE, EQUAL = "↑", "↓", "≈"
@@ -58,7 +58,7 @@ def legend(report: Report) -> str:
     marks = [
         f"{mark} {meaning}"
         for mark, meaning in _MARKS.items()
-        if any(_mark(report, row)[0] == mark for row in report.rows)
+        if any(mark_of(report, row) == mark for row in report.rows)
     ]
     reference = ", ".join(sorted(references(report)))
     words = [
@@ -80,6 +80,7 @@ def legend(report: Report) -> str:
 
 
 _ARROWS = f"{BETTER} better, {WORSE} worse, {EQUAL} within its interval"
+_STYLES = {"→": "bold green", "✗": "red", "?": "yellow"}
 _MARKS = {"→": "ships", "✗": "a gate failed", "?": "a gate is unresolved at this N"}
 
 
@@ -140,18 +141,9 @@ def plain(value: str) -> str:
 
 
 def _step(report: Report, row: Row) -> Text:
-    mark, style = _mark(report, row)
-    text = Text.assemble((mark or " ", style), " ", (plain(row.step), "bold" if mark == "→" else ""))
+    mark = mark_of(report, row)
+    text = Text.assemble((mark or " ", _STYLES.get(mark, "")), " ", (plain(row.step), "bold" if mark == "→" else ""))
     return text.append("*", style="dim") if row.pareto else text
-
-
-def _mark(report: Report, row: Row) -> tuple[str, str]:
-    if ships(report, row):
-        return "→", "bold green"
-    verdicts = {gate.verdict for step in report.steps if step.id == row.step for gate in step.gates}
-    if "fail" in verdicts:
-        return "✗", "red"
-    return ("?", "yellow") if "unresolved" in verdicts else ("", "")
 
 
 def _accuracy(row: Row, spread: bool) -> Text:

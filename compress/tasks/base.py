@@ -71,6 +71,11 @@ class Task(ABC):
     def parse(cls, options: Mapping[str, Any]) -> Self:
         """Build a task from ``dump()``."""
 
+    @property
+    def preprocessing(self) -> str:
+        """What ``encode`` does to an example, in a few words for a report."""
+        return ""
+
     @abstractmethod
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
         """Turn rows into inputs with a folder's tokenizer or preprocessor; targets are set when rows have labels.

@@ -64,6 +64,10 @@ class ImageClassification(Task):
         """Return ``pixel_values``: float32 (batch, channels, height, width); only the batch varies."""
         return (TensorSpec(name=PIXELS, dtype="float32", shape=("batch", *_preprocessor(folder).shape)),)
 
+    @property
+    def preprocessing(self) -> str:
+        return "resized, rescaled and normalised as the model's preprocessor_config.json says"
+
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
         """Resize, rescale and normalise images as the folder's ``preprocessor_config.json`` says."""
         return self.encoder(tokenizer_folder)(rows)

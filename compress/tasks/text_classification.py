@@ -85,6 +85,10 @@ class TextClassification(Task):
         """Width of the logits."""
         return len(self.labels) or 1
 
+    @property
+    def preprocessing(self) -> str:
+        return f"the model's own tokenizer; cut to {self.max_length} tokens, the longer text of a pair first"
+
     def encode(self, tokenizer_folder: Path, rows: Sequence[Row]) -> Encoded:
         """Tokenize rows at their real lengths, cut to ``max_length`` (the longer text of a pair first)."""
         return self.encoder(tokenizer_folder)(rows)

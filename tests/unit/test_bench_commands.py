@@ -87,7 +87,8 @@ def test_arrays_are_built_before_any_clock_runs(monkeypatch: pytest.MonkeyPatch)
 def test_warmup_reports_the_first_inference_and_runs_every_input() -> None:
     costs = iter([50.0])
     run, model = commands(lambda ids: next(costs, 1.0), [3] * 12)
-    assert run.do_warmup(list(range(12)), seconds=0) == {"first_ms": 50.0, "settled": True}
+    warm = run.do_warmup(list(range(12)), seconds=0)
+    assert warm == {"first_ms": 50.0, "settled": True, "warmup_s": pytest.approx(0.050 + 0.012 + 3 * WINDOW * 0.001)}
     assert len(model.ran) == 1 + 12 + 3 * WINDOW
     assert {int(ids[0, 0]) for ids in model.ran} == set(range(1, 13))
 

@@ -77,7 +77,7 @@ class FakeChild:
             np.save(job["out"], np.zeros((24, 2), dtype=np.float32))
         return {
             "open": {"load_ms": 2.0 * launch, "import_rss_bytes": 10, "runtime_version": "1"},
-            "warmup": {"first_ms": 3.0 * launch, "settled": self.name != "c"},
+            "warmup": {"first_ms": 3.0 * launch, "settled": self.name != "c", "warmup_s": launch},
             "round": {"ms": [ms] * len(job.get("indices", ()))},
             "memory": {"peak_rss_bytes": 20, "frameworks": []},
             "prepare_end_to_end": {},
@@ -252,7 +252,7 @@ def test_share_of_a_launch_makes_equal_launches_as_precise_as_asked_together() -
 
 def test_cold_costs_are_medians_over_the_launches(run: Callable[..., list[Measurement]]) -> None:
     row = run(launches=3)[0]
-    assert (row.load_ms, row.first_ms) == (4.0, 6.0), "2, 4, 6 and 3, 6, 9"
+    assert (row.load_ms, row.first_ms, row.warmup_s) == (4.0, 6.0, 2.0), "2, 4, 6 and 3, 6, 9 and 1, 2, 3"
 
 
 def test_second_clock_has_rounds_of_its_own_after_the_model_ones(

@@ -63,3 +63,15 @@ def test_a_row_that_failed_says_why_within_the_width(width: int) -> None:
     lines = shown(FIRST, SECOND, row, width=width)[:-1]
     assert all(cell_len(line) <= width for line in lines)
     assert reason in " ".join(" ".join(lines).split())
+
+
+def test_peak_memory_where_there_is_room_and_a_warning_only_once() -> None:
+    row = FIRST.model_copy(
+        update={"peak_rss_bytes": 301_000_000, "warnings": ["busy", "gone"], "not_measured": {"throughput": "gone"}}
+    )
+    wide = shown(row, width=110)
+    assert wide[0].endswith("peak")
+    assert any(line.endswith(" 301.00") for line in wide)
+    assert "! dense on ort-cpu-1t: busy" in wide
+    assert not any("gone" in line for line in wide)
+    assert not any("peak" in line for line in shown(FIRST, SECOND, width=70))

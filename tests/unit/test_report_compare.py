@@ -326,3 +326,10 @@ def test_only_rows_that_answered_the_split_in_its_order_leave_outcomes(tmp_path:
     (tmp_path / "part").mkdir()
     write_outcomes(state, measured, tmp_path / "part")
     assert read_outcomes(tmp_path / "part") is None
+
+
+def test_a_row_that_fails_in_both_runs_says_so() -> None:
+    found = compare(read_report(EXAMPLE), read_report(EXAMPLE))
+    row = next(row for row in found.rows if (row.step, row.target) == ("engine", "tensorrt"))
+    assert (row.finding, row.changes) == ("ok", ())
+    assert "skipped → skipped: no CUDA device on this machine" in render_comparison_markdown(found)

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from compress.report import sections_classes, sections_findings, sections_load, sections_stages, sections_timing
+from compress.report import (
+    sections_classes,
+    sections_findings,
+    sections_load,
+    sections_record,
+    sections_results,
+    sections_stages,
+    sections_timing,
+)
 from compress.report.blocks import Block, Fold, Lines, Stacks, Strips, Table, Waterfall
 from compress.report.files import read_report
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown
-from compress.report.model import ChangedExample, Report
+from compress.report.model import ChangedExample, Lengths, Report
 from compress.report.visible import visible
 
 DATA = Path(__file__).parents[1] / "data"
@@ -131,7 +139,8 @@ def test_memory_has_one_column_per_definition_and_phases_in_two_parts(example: R
     assert all(layer.solid + layer.pale == pytest.approx(layer.total) for layer in shipped.layers[:-1])
     assert shipped.layers[-1].solid is None
     row = cells(tables(section.blocks)[0], SHIPPED)
-    assert (row["disk"], row["import"], row["peak"], row["over"]) == ("18.2", "62.0", "131.0", "69.0")
+    assert (row["disk"], row["import"], row["steady"]) == ("18.2", "62.0 34.1 mapped", "121.1 36.1 mapped")
+    assert (row["peak"], row["over"]) == ("131.0", "69.0")
     assert "process" not in row
 
 
@@ -225,3 +234,65 @@ def test_committed_reports_still_render(path: Path) -> None:
     title = json.loads(path.read_text(encoding="utf-8"))["verdict"]["headline"].partition(":")[0]
     assert title in html
     assert '<section id="results"' in html
+
+
+def test_conditions_of_the_record_are_in_every_rendering(example: Report, bare: Report) -> None:
+    for shown in (render_html(example), render_markdown(example)):
+        assert "256 real inputs of 4 to 66 tokens (median 21), 12 rounds, 3 launches, each after 0.7 to 1.1 s" in shown
+        assert "cut to 128 tokens" in shown
+        assert f"0.1.0, commit {'11dd' * 10} with changes that are not committed" in shown
+        assert "22ee" * 16 in shown
+        assert "1.4 times the arm of its interval" in shown
+        assert re.search(r"36\.1 mapped", shown)
+    assert "tokens (median" not in render_markdown(bare)
+    assert "commit" not in sections_record.reproduce(bare).blocks[1].text
+
+
+def test_a_capped_target_says_so(example: Report) -> None:
+    capped = example.targets[0].model_copy(update={"isa": "avx2"})
+    assert sections_results.describe(capped).startswith("onnxruntime, cpu, 1 thread, instructions up to avx2, measured")
+    assert "instructions" not in sections_results.describe(example.targets[0])
+
+
+def test_lengths_that_are_all_the_same_are_one_number(example: Report) -> None:
+    row = next(row for row in example.rows if row.latency)
+    latency = row.latency.model_copy(update={"tokens": Lengths(least=1, median=1, most=1), "warmup_s": None})
+    only = example.model_copy(update={"rows": (row.model_copy(update={"latency": latency}),)})
+    assert sections_timing.timing(only).blocks[0].note == "256 real inputs of 1 token, 12 rounds, 3 launches"
+
+
+def test_an_emulated_row_says_what_the_same_artifact_answers_here(example: Report) -> None:
+    said = "student-int8: emulated (arm64): same answer as on ort-cpu-1t for 907 of 910, outputs within 0.031"
+    assert said in render_html(example)
+    assert said in render_markdown(example)
+
+
+def test_what_a_row_says_is_said_once(example: Report) -> None:
+    """A run's environment repeats the warnings of its rows, and what a row lacks is among its warnings."""
+    row = example.rows[0].model_copy(
+        update={"warnings": ("busy", "no tokenizer"), "not_measured": {"end_to_end": "no tokenizer"}}
+    )
+    machine = example.environment.model_copy(update={"warnings": ("busy", "no governor")})
+    report = example.model_copy(update={"rows": (row,), "targets": example.targets[:2], "environment": machine})
+    assert sections_results.footnotes([row]) == (
+        "model: end to end not measured: no tokenizer",
+        "model: busy",
+    )
+    found = sections_findings.findings(report)
+    assert found.blocks[0].items == (
+        "model on torch-cpu-1t: busy",
+        "model on torch-cpu-1t: no tokenizer",
+        "this machine: no governor",
+    )
+    assert "busy" not in str(sections_record.environment(report).blocks)
+
+
+def test_a_hidden_p90_is_no_dash(example: Report) -> None:
+    row = next(row for row in example.rows if row.latency and row.target == "torch-cpu-1t")
+    hidden = row.latency.percentiles[1].model_copy(update={"value_ms": None, "reason": "100 inputs are too few"})
+    percentiles = (row.latency.percentiles[0], hidden)
+    latency = row.latency.model_copy(update={"p90_ms": None, "percentiles": percentiles})
+    only = example.model_copy(update={"rows": (row.model_copy(update={"latency": latency}),)})
+    clocks, percentile = tables(sections_timing.timing(only).blocks)[:2]
+    assert cells(clocks, "model")["p90"] == "hidden"
+    assert percentile.notes == ("model: p90 is hidden: 100 inputs are too few",)

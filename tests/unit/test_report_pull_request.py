@@ -53,6 +53,19 @@ def test_what_is_too_long_for_a_comment_is_left_out_and_said() -> None:
     assert "Left out for length, see report.html: Reproduce." in shown
 
 
+def test_stages_of_the_verdicts_target_stand_in_the_first_fold() -> None:
+    first = render_pull_request(read_report(EXAMPLE)).split("<details>")[1]
+    assert "<summary>Stage by stage</summary>" in first
+    assert "| pruned-fp32 | prune, distil, export | 6.60 | 1.73x | 1.73x | 89.12 | +0.44 | 70.21 | 76.7 |" in first
+    assert "raspberry" not in first
+
+
+def test_findings_are_folded_too() -> None:
+    shown = render_pull_request(read_report(EXAMPLE))
+    assert "<summary>Findings and warnings</summary>" in shown
+    assert "- raspberry-pi-5: The board reported one moment of thermal throttling." in shown
+
+
 def test_the_command_prints_it(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["report", str(EXAMPLE), "--markdown"])
     assert shown.exit_code == 0

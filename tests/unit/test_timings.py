@@ -36,6 +36,12 @@ def test_every_field_of_a_latency():
     assert p90.low_ms <= p90.value_ms == it.p90_ms <= p90.high_ms
 
 
+def test_a_latency_names_the_lengths_of_its_inputs_and_the_warm_up():
+    it = latency_of(measured("a", steady(1.0, inputs=4), input_tokens=[9, 3, 4, 30], warmup_s=1.5))
+    assert (it.tokens.least, it.tokens.median, it.tokens.most, it.warmup_s) == (3, 6.5, 30, 1.5)
+    assert latency_of(measured("a", steady(1.0))).tokens is None
+
+
 def test_a_hidden_p90_is_null_in_both_places():
     it = latency_of(measured("a", np.random.default_rng(0).exponential(size=(1, 3, 40)).tolist()))
     assert it.p90_ms is None
