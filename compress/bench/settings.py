@@ -30,7 +30,7 @@ class MeasureSettings(BaseModel):
         ["torch", "onnx"],
         description="what speed-ups are stated against: the model in PyTorch, and exported unchanged to ONNX",
     )
-    inputs: int = Field(100, ge=1, description="examples in the timed sequence, drawn once for every artifact")
+    inputs: int = Field(200, ge=1, description="examples in the timed sequence, drawn once for every artifact")
     launches: int = Field(3, ge=1, description="fresh sets of processes; more than one shows the spread between them")
     rounds: int = Field(15, ge=1, description="most passes of every artifact over the sequence, per launch")
     precision: float | None = Field(

@@ -15,7 +15,7 @@ def bench(
     folders: list[Path] = typer.Argument(..., metavar="DIR...", help="Artifact folders; the first is the baseline."),
     data: Path = typer.Option(..., "--data", help="A labelled file: csv, tsv, jsonl or parquet (text, label)."),
     targets: str = typer.Option("", "--targets", help="Targets, comma-separated; each artifact's own if left out."),
-    inputs: int = typer.Option(100, "--inputs", min=1, help="Examples in the timed sequence."),
+    inputs: int = typer.Option(200, "--inputs", min=1, help="Examples in the timed sequence."),
     rounds: int = typer.Option(7, "--rounds", min=3, help="Most passes over the sequence, per launch."),
     scenarios: str = typer.Option(
         "", "--scenarios", help="MLPerf-style, with LoadGen: single-stream, offline, server; comma-separated."
