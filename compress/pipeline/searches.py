@@ -96,7 +96,7 @@ class _Comparison(NamedTuple):
         """Return the fields of the report that come from the measurement."""
         if self.row is None:
             return {"reason": self.reason}
-        ms = float(np.mean(self.row.samples_ms))
+        ms = float(self.row.flat_ms.mean())
         fields: dict[str, Any] = {"artifact": self.artifact, "measured_ms": ms, "reason": self.reason}
         if self.dense is None:
             return fields

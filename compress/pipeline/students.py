@@ -44,7 +44,7 @@ def _contenders(state: RunState, measured: Measured, target: str) -> Iterator[_C
             continue
         score = score_of(state, m, measured.answers)
         if score is not None:
-            yield _Contender(m.subject, family(state, m.subject), float(np.mean(m.samples_ms)), score)
+            yield _Contender(m.subject, family(state, m.subject), float(m.flat_ms.mean()), score)
 
 
 def _match(target: str, student: _Contender, pruned: list[_Contender]) -> report.StudentMatch:
