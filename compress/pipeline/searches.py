@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from compress.bench.protocol import Measurement
 from compress.bench.timing_statistics import ratio_of_totals
 from compress.models.families import dimensions
