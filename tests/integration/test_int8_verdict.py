@@ -124,7 +124,8 @@ def test_a_file_that_folds_back_to_float_is_not_recommended(
     verdict = record["verdict"]
     assert verdict["step"] is None
     assert verdict["headline"].startswith("Keep FP32: no deliverable is faster than ONNX Runtime FP32 on ort-cpu-1t")
-    assert verdict["reasons"][0].startswith("slow: It folds back to FP32: 12 products are stored in 8 bits")
+    folds = "slow: It folds back to FP32: 12 products are stored in 8 bits"
+    assert any(reason.startswith(folds) for reason in verdict["reasons"])
     assert any("nodes only convert between types, for 0 integer products" in reason for reason in verdict["reasons"])
     row = next(row for row in record["rows"] if row["step"] == "slow")
     assert row["integers"]["folded"] == 12
