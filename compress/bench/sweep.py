@@ -110,12 +110,11 @@ class _Swept:
                 self.lane.facts |= {"throughput_per_s": statistics.fmean(point["per_s"]), "throughput_batch": batch}
 
     def _ask(self, op: str, **job: Any) -> dict[str, Any]:
-        """Ask the child. A failure is the point's reason, and a warning: single inputs were served in full."""
+        """Ask the child. A failure is the point's reason only: single inputs were served in full."""
         point = self._points[-1]
         try:
             return self.lane.child.ask(op, **job) if self.lane.child else {}
         except ChildError as error:
             point["reason"] = error.reason.partition(": ")[2] or error.reason
             self._failed[point["streams"]] = point["batch"]
-            self.lane.warnings.append(f"throughput of batch {point['batch']}: {point['reason']}")
             return {}

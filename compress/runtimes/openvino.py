@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from compress.artifact import Artifact, Kind
+from compress.errors import ModelError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
 from compress.runtimes.isa_cap import require_cap, why_not
@@ -39,6 +42,21 @@ class OpenvinoRuntime(Runtime):
         return _OpenvinoSession(artifact, target)
 
 
+def _read(core: Any, path: Path) -> Any:
+    """Read a graph; operators that OpenVINO does not know are named."""
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        unknown = re.search(r"No conversion rule found for operations: (.+)", str(error))
+        if unknown is None:
+            raise
+        raise ModelError(
+            "OpenVINO does not know all operators of the graph:",
+            value=unknown[1].strip(),
+            fix="Quantize with `target: openvino-cpu-1t`, or run this file with ONNX Runtime.",
+        ) from error
+
+
 class _OpenvinoSession(Session):
     def __init__(self, artifact: Artifact, target: Target) -> None:
         import openvino
@@ -47,7 +65,7 @@ class _OpenvinoSession(Session):
         self._core, self._target = core, target
         self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
         self._compiled = {
-            name: core.compile_model(core.read_model(path), "CPU", options) for name, path in self._files.items()
+            name: core.compile_model(_read(core, path), "CPU", options) for name, path in self._files.items()
         }
         self._requests = {name: compiled.create_infer_request() for name, compiled in self._compiled.items()}
         self._inputs = {name: {port.any_name for port in compiled.inputs} for name, compiled in self._compiled.items()}

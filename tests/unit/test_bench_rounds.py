@@ -403,7 +403,7 @@ def test_memory_that_runs_out_in_a_batch_is_a_warning(
     row = measure(subjects[:1], settings=settings, work=tmp_path)[0]
     assert (row.status, row.throughput_per_s, row.throughput_batch) == ("ok", None, None)
     assert row.outputs is not None
-    assert row.warnings[-1] == "throughput of batch 1: killed at the memory limit of 512 MiB"
+    assert not any("throughput" in warning for warning in row.warnings), "said once, as what is not measured"
     assert {point["reason"][:9] for point in row.throughputs} == {"killed at", "not tried"}
 
 

@@ -259,3 +259,19 @@ def test_tensorrt_says_why_it_cannot_read_a_plan() -> None:
     with pytest.raises(ModelError, match="can read this engine") as caught:
         tensorrt._deserialize(b"not a plan" * 10)
     assert "Serialization" in caught.value.value
+
+
+def test_openvino_names_the_operators_that_it_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    import onnx
+    import openvino as ov
+
+    from compress.runtimes.openvino import _read
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    node = onnx.helper.make_node("Wonder", ["x"], ["y"], domain="com.example")
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
+    graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"com\.example\.Wonder"):
+        _read(ov.Core(), tmp_path / "model.onnx")

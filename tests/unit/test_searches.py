@@ -83,7 +83,9 @@ def score(right) -> Score:
 
 def timed(step: str, ms: float, outputs=None, target: str = TARGET) -> Measurement:
     fields = {"evidence": "measured", "digest": "d", "size_bytes": 1, "threads": 1, "status": "ok"}
-    return Measurement(subject=step, target=target, samples_ms=[[[ms] * 4] * 3, [[ms] * 4] * 2], outputs=outputs, **fields)
+    return Measurement(
+        subject=step, target=target, samples_ms=[[[ms] * 4] * 3, [[ms] * 4] * 2], outputs=outputs, **fields
+    )
 
 
 def measured(*rows: Measurement, answers=None):
