@@ -26,7 +26,7 @@ RESAMPLES = 1_000
 
 def rotated(items: Sequence[Item], number: int) -> Iterator[Item]:
     """Yield the items of round ``number``: A B C, B C A, C A B, A B C, ..."""
-    shift = number % len(items)
+    shift = number % max(1, len(items))
     yield from (*items[shift:], *items[:shift])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.bench.launch import ChildError
+from compress.bench.rounds import rotated
 from compress.bench.settings import LEAST_REPEATS, THROUGHPUT_REPEATS, MeasureSettings
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def measure_throughput(lanes: Sequence[Lane], sequence: Sequence[int], settings:
         groups = [[sequence[i] for i in group] for group in full_batches(lengths, batch, limit)]
         ready = [one for one in swept if one.prepare(batch, streams, groups)]
         for turn in range(THROUGHPUT_REPEATS):
-            shift = turn % max(1, len(ready))
-            for one in (*ready[shift:], *ready[:shift]):
+            for one in rotated(ready, turn):
                 one.repeat(share, settings.throughput_seconds)
         emit("measuring: throughput", number + 1, len(points))
     for one in swept:
