@@ -7,10 +7,10 @@
 2. A slow-down of 3 %: the same model with a matrix product more, whose size a plain loop outside the harness sets.
 3. Memory: graphs with tables of 16, 64 and 256 MB beside one with none.
 
-Launches of one artifact differ by 1 or 2 %, so a slow-down of 3 % takes many of them to find.
+Launches of one artifact differ from one another, so a small slow-down takes many of them to find.
 
 Writes selftest.json and README.md to --out; exits with 1 when one of the three does not hold. Run it on an idle
-machine; the defaults take about 15 minutes. --pairs 3 --planted 1 --planted-launches 3 --rounds 5 makes a trial run;
+machine. --pairs 3 --planted 1 --planted-launches 3 --rounds 5 makes a trial run;
 --part repeats one of the three and keeps what --out holds of the others.
 """
 
