@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compress.artifact import Artifact
@@ -13,6 +14,7 @@ from compress.quantization.rules import Placement, rules_for
 from compress.runtimes.target import find_target
 from compress.search.int8_candidates import Limits
 from compress.search.quantizing import Int8Search
+from compress.search.untimed import UntimedSearch
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +39,7 @@ def search_int8(
         DataError: calibration or validation examples are missing.
         RecipeError: a glob of ``exclude`` matches nothing that could be quantized.
     """
-    from compress.passes.quantize import calibration_examples
+    from compress.passes.quantize import calibration_examples, rest_of
     from compress.quantization.int8 import excluded_nodes
 
     target = find_target(str(config.target))
@@ -47,15 +49,18 @@ def search_int8(
             value="data.validation",
             fix="Give `data: {validation: ...}`, or use `method: dynamic`.",
         )
-    globs = excluded_nodes(model, ["MatMul", "Gemm", "Gather"], config.exclude)
-    search = Int8Search(
+    rules = rules_for(target.runtime)
+    operators = ["MatMul", "Gemm", "Gather", *(["Add"] if rules.residual else [])]
+    globs = excluded_nodes(model, operators, config.exclude)
+    on_gpu = rules.device == "cuda"
+    search = (partial(UntimedSearch, rest=rest_of(config)) if on_gpu else Int8Search)(
         source=source,
         model=model,
         task=context.task,
         calibration=calibration_examples(source, context),
         validation=context.task.encode(source.path, context.data["validation"].rows),
         target=target,
-        rules=rules_for(target.runtime),
+        rules=rules,
         limits=Limits(
             max_drop_points=config.max_drop_points,
             goal=config.goal,

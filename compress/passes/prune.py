@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -23,7 +24,7 @@ from compress.models.families import Dimensions, dimensions, family_of, is_convo
 from compress.models.signature import torch_graph
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.pruning.importance import importances
-from compress.runtimes.target import find_target
+from compress.runtimes.target import Grids, find_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,8 +52,13 @@ class PruneConfig(PassConfig):
     max_drop_points: float | None = Field(
         None, ge=0, description="the fastest model that loses at most this many points of the metric on validation"
     )
-    target: str = Field("ort-cpu-1t", description="where latency is measured: a built-in target, or a YAML file")
-    deploy: Literal["fp32", "int8", "fp16"] = Field("fp32", description="precision in which latency is measured")
+    target: str = Field(
+        "ort-cpu-1t",
+        description="where latency is measured, and whose grid widths keep to: a built-in target, or a YAML file",
+    )
+    deploy: Literal["fp32", "int8", "fp16"] = Field(
+        "fp32", description="precision in which latency is measured, and whose grid is kept to"
+    )
     batch: int = Field(1, ge=1, description="examples that run together when latency is measured")
     layers: Annotated[int, Field(ge=1)] | list[Position] | None = Field(
         None, description="encoder layers to keep, before anything else: how many, or positions from 0; default: all"
@@ -68,7 +74,9 @@ class PruneConfig(PassConfig):
     uniform: bool = Field(False, description="one feed-forward width, all heads: plain `from_pretrained` opens it")
     samples: int = Field(1024, ge=1, description="training examples that it looks at, drawn by seed; fewer: all")
     batch_size: int = Field(32, ge=1, description="examples per forward pass; does not change the result")
-    round_to: int = Field(32, ge=1, description="neurons kept per layer are a multiple of this; channels of 8 at most")
+    round_to: int = Field(
+        32, ge=1, description="neurons kept per layer are a multiple of this and of the target's grid; channels of 8"
+    )
     min_heads: int = Field(0, ge=0, description="heads that every layer keeps at least; 0: attention may go")
     min_neurons: int = Field(0, ge=0, description="neurons that every layer keeps at least; 0: feed-forward may go")
 
@@ -125,12 +133,13 @@ class Prune(Pass):
         return self.uses if config.max_drop_points is not None else ("train",)
 
     def settle(self, config: PruneConfig) -> dict[str, Any]:
-        """A budget of time belongs to the machine that it is measured on."""
+        """A budget of time belongs to the machine that it is measured on; widths keep to the grid of the target."""
+        target = find_target(config.target)
         if config.budget not in TIMED:
-            return {}
+            return {"grid": target.grid.model_dump(mode="json")} if target.grid != Grids() else {}
         from compress.search.latency import machine
 
-        return {"machine": machine(), "target": find_target(config.target).model_dump(mode="json")}
+        return {"machine": machine(), "target": target.model_dump(mode="json")}
 
     def apply(self, inputs: Mapping[str, Artifact], config: PruneConfig, context: Context) -> Artifact:
         from compress.models.counting import count_macs, count_parameters
@@ -169,7 +178,8 @@ def _summary(config: PruneConfig, importance: str) -> str:
     }
     if config.budget is None:
         return "drop layers"
-    return f"{wanted[config.budget](getattr(config, config.budget))}, by {importance}"
+    grid = f", widths for {config.target}" if find_target(config.target).grid != Grids() else ""
+    return f"{wanted[config.budget](getattr(config, config.budget))}, by {importance}{grid}"
 
 
 def _missing(config: PruneConfig) -> tuple[str, ...]:
@@ -214,6 +224,7 @@ def _predict(planned: ModelInfo, info: ModelInfo, size: Dimensions, kept: int, c
 def _prune_channels(
     model: PreTrainedModel, source: Artifact, config: PruneConfig, context: Context
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from compress.passes.shrink import target_grid
     from compress.pruning.convolution import prune_channels, recalibrate_batchnorm
 
     examples, importance = _sample(source, config, context), config.importance or "fisher"
@@ -223,7 +234,7 @@ def _prune_channels(
         examples,
         keep_macs=float(config.macs or 1.0),
         importance=importance,
-        round_to=min(config.round_to, 8),
+        round_to=math.lcm(min(config.round_to, 8), target_grid(config).channels),
         batch_size=config.batch_size,
         count=lambda done, total: context.emit(f"{importance} importance", done, total),
     )

@@ -186,7 +186,19 @@ def _run(onnx_file: Any, encoded: Any, threads: int) -> Any:
 
 
 def _runtime(config: QatConfig) -> str:
-    return "onnxruntime" if config.target is None else find_target(config.target).runtime
+    """Return the runtime whose rules the graph is written by.
+
+    Raises:
+        RecipeError: the target is unknown, or a GPU, whose residual sums and attention are not trained here.
+    """
+    target = None if config.target is None else find_target(config.target)
+    if target is not None and target.device != "cpu":
+        raise RecipeError(
+            "Training under INT8 is for CPU targets.",
+            value=target.name,
+            fix="Name a CPU target, or use `quantize: {target: tensorrt}`, which trains nothing.",
+        )
+    return "onnxruntime" if target is None else target.runtime
 
 
 def _reduced_range(config: QatConfig) -> tuple[bool, str]:

@@ -13,7 +13,7 @@ from compress.errors import DataError, MissingCapabilityError, RecipeError
 from compress.export.golden import missing_onnxruntime
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.quantization.isa import reduced_range_for
-from compress.quantization.rules import runtimes_with_rules
+from compress.quantization.rules import rules_for, runtimes_with_rules
 from compress.runtimes.target import find_target
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from compress.data.encoded import Encoded
 
-ACTIVATION_FIELDS = ("method", "goal", "max_drop_points", "per_channel", "reduce_range", "activation", "target")
+ACTIVATION_FIELDS = ("method", "goal", "max_drop_points", "per_channel", "reduce_range", "activation", "target", "rest")
 WEIGHT_FIELDS = ("block_size", "embedding_bits")
 BLOCK_SIZE = 128
 """Numbers that share a scale by default: within 2 % of the smallest file, and with the fastest kernels."""
@@ -36,7 +36,7 @@ class QuantizeConfig(PassConfig):
     )
     method: Literal["auto", "dynamic", "static"] | None = Field(
         None,
-        description="auto = measure what can win on `target`, and choose; dynamic = activations quantized at run time; "
+        description="auto = try what can win on `target`, and choose; dynamic = activations quantized at run time; "
         "static = with ranges measured on `data.calibration`; null = auto where a target is given, else dynamic",
     )
     goal: Literal["latency", "accuracy"] = Field(
@@ -57,6 +57,9 @@ class QuantizeConfig(PassConfig):
     target: str | None = Field(
         None, pattern=r"^[^/\\]+$", description="built-in target that the model is for; decides what `auto` tries"
     )
+    rest: Literal["float16", "float32"] | None = Field(
+        None, description="TensorRT only: precision of what is not in 8 bits; null = float16"
+    )
     block_size: Literal[16, 32, 64, 128, 256] | None = Field(
         None, description="weights only: numbers that share a scale; null = 128"
     )
@@ -75,6 +78,8 @@ class QuantizeConfig(PassConfig):
             raise ValueError("`method: auto` measures on a target: give `target`, for example ort-cpu-1t")
         if self.embedding_bits and not self.embeddings:
             raise ValueError("`embedding_bits` does not apply to `embeddings: false`; leave one of them out")
+        if self.rest and (self.target is None or self.method not in ("auto", None)):
+            raise ValueError("`rest` is of the search for TensorRT: give `target: tensorrt` and no `method`")
         return self
 
     @property
@@ -92,7 +97,7 @@ class Quantize(Pass):
     consumes: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
     produces: ClassVar[Kind] = "onnx"
     forbids: ClassVar[frozenset[str]] = frozenset({"int8", "int4", "fp16"})
-    adds: ClassVar[frozenset[str]] = frozenset({"int8", "int4"})
+    adds: ClassVar[frozenset[str]] = frozenset({"int8", "int4", "fp16"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("calibration", "validation")
 
@@ -102,6 +107,12 @@ class Quantize(Pass):
         if config.weights_only:
             return Plan(_weights_summary(config), result, missing_onnxruntime())
         bits = f"{7 if reduced_range(config)[0] else 8}-bit weights"
+        if searches(config) and on_gpu(config):
+            rest = "FP16" if rest_of(config) == "float16" else "FP32"
+            summary = (
+                f"INT8 for {config.target}: most accurate, at most {config.max_drop_points:.1f} points off, not timed"
+            )
+            return Plan(f"{summary}; {bits}, {rest} for the rest", result, missing_onnxruntime())
         if searches(config):
             points = f"{config.max_drop_points:.1f} points"
             wanted = f"fastest within {points}" if config.goal == "latency" else f"most accurate, at most {points} off"
@@ -110,7 +121,8 @@ class Quantize(Pass):
         return Plan(f"{kind}, {bits}", result, missing_onnxruntime())
 
     def added(self, config: QuantizeConfig) -> frozenset[str]:
-        return frozenset({"int4" if config.scheme == "int4-weights" else "int8"})
+        half = searches(config) and rest_of(config) == "float16"
+        return frozenset({"int4" if config.scheme == "int4-weights" else "int8", *(["fp16"] if half else [])})
 
     def reads(self, config: QuantizeConfig) -> tuple[str, ...]:
         if searches(config):
@@ -118,14 +130,18 @@ class Quantize(Pass):
         return ("calibration",) if config.method == "static" else ()
 
     def settle(self, config: QuantizeConfig) -> dict[str, Any]:
-        """The range of weights follows the machine; a choice by latency belongs to the one that it is measured on."""
+        """The range of weights follows the machine; a choice by latency belongs to the one that it is measured on.
+
+        A choice for a GPU goes by accuracy alone, and belongs to no machine.
+        """
         if config.weights_only:
             return {"block_size": config.block_size or BLOCK_SIZE}
         settled: dict[str, Any] = {"reduce_range": reduced_range(config)[0]}
         if searches(config):
             from compress.search.latency import machine
 
-            settled |= {"machine": machine(), "target": find_target(str(config.target)).model_dump(mode="json")}
+            settled["target"] = find_target(str(config.target)).model_dump(mode="json")
+            settled |= {"rest": rest_of(config)} if on_gpu(config) else {"machine": machine()}
         return settled
 
     def apply(self, inputs: Mapping[str, Artifact], config: QuantizeConfig, context: Context) -> Artifact:
@@ -169,12 +185,18 @@ def searches(config: QuantizeConfig) -> bool:
     """Say whether the form is chosen by measurement: asked for, or the default on a target that has rules.
 
     Raises:
-        RecipeError: ``target`` is unknown, or ``method: auto`` on one without rules.
+        RecipeError: ``target`` is unknown, or ``method: auto`` on one without rules, or ``rest`` on a CPU.
     """
     if config.target is None or config.method not in ("auto", None):
         return False
     target = find_target(config.target)
-    known = target.runtime in runtimes_with_rules() and target.device == "cpu"
+    known = target.runtime in runtimes_with_rules() and rules_for(target.runtime).device == target.device
+    if config.rest and not (known and target.device == "cuda"):
+        raise RecipeError(
+            "`rest` applies to TensorRT only: on a CPU what is not in 8 bits stays in float32.",
+            value=config.target,
+            fix="Leave out `rest`, or quantize for the target tensorrt.",
+        )
     if config.method == "auto" and not known:
         raise RecipeError(
             "INT8 forms cannot be tried on this target.",
@@ -182,6 +204,16 @@ def searches(config: QuantizeConfig) -> bool:
             fix=f"Name one that runs on {' or '.join(runtimes_with_rules())}, or set `method: static`.",
         )
     return known
+
+
+def on_gpu(config: QuantizeConfig) -> bool:
+    """Say whether the target is a GPU, whose candidates are not timed."""
+    return config.target is not None and find_target(config.target).device == "cuda"
+
+
+def rest_of(config: QuantizeConfig) -> Literal["float16", "float32"]:
+    """Return the precision of what is not in 8 bits: on a GPU float16 unless float32 is asked for."""
+    return config.rest or ("float16" if on_gpu(config) else "float32")
 
 
 def _missing(config: QuantizeConfig) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from compress.artifact import Artifact
 from compress.models.depth import choose_layers, drop_layers
 from compress.models.families import dimensions
 from compress.pruning.costs import CostTable, macs_table, parameters_table
-from compress.runtimes.target import Target, find_target
+from compress.runtimes.target import Grid, Target, find_target
 from compress.search.cutting import Cutter, Method, present_widths, rank_units
 from compress.search.latency import LatencyTable, latency_table
 from compress.search.shrinking import (
@@ -81,7 +82,23 @@ def _share_costs(model: PreTrainedModel, config: PruneConfig) -> CostTable:
     """Return the costs that ``macs`` and ``params`` are shares of."""
     make = parameters_table if config.params is not None else macs_table
     size = dimensions(model.config.to_dict())
-    return make(size, config.round_to, min_heads=config.min_heads, min_neurons=config.min_neurons)
+    heads, neurons = grid_of(config, size.head_size)
+    return make(size, neurons, min_heads=config.min_heads, min_neurons=config.min_neurons).every(heads)
+
+
+def grid_of(config: PruneConfig, head_size: int) -> tuple[int, int]:
+    """Return what numbers of heads and of neurons are multiples of: what was asked for, and what the target needs."""
+    grid = target_grid(config)
+    return grid.head_step(head_size), math.lcm(config.round_to, grid.neurons)
+
+
+def target_grid(config: PruneConfig) -> Grid:
+    """Return the grid of the target in the precision in which the model will run.
+
+    Raises:
+        RecipeError: the target is unknown.
+    """
+    return getattr(find_target(config.target).grid, config.deploy)  # type: ignore[no-any-return]
 
 
 def _to_share(cutter: Cutter, full: float, config: PruneConfig) -> Shrunk:
@@ -117,20 +134,22 @@ def _table(
     model: PreTrainedModel, examples: Encoded, target: Target, config: PruneConfig, context: Context
 ) -> LatencyTable:
     settings = model.config.to_dict()
+    size = dimensions(settings)
+    heads, neurons = grid_of(config, size.head_size)
     table = latency_table(
-        dimensions(settings),
+        size,
         settings,
         context.task,
         examples,
         target,
         config.deploy,
         store=context.store,
-        grid=config.round_to,
+        grid=neurons,
         batch_size=config.batch,
         seed=context.seed,
         emit=context.emit,
     )
-    return table.at_least(config.min_heads, config.min_neurons)
+    return table.at_least(config.min_heads, config.min_neurons).every(heads)
 
 
 def _validation_points(source: Artifact, context: Context) -> Callable[[PreTrainedModel], float]:

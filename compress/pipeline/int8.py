@@ -88,6 +88,7 @@ def search_record(step: str, notes: Mapping[str, Any]) -> report.Int8Search:
         unit="percent" if search["percent"] else "plain",
         candidates=tuple(_candidate(row, scale) for row in search["candidates"]),
         forms={row["label"]: _speedup(row) for row in search["forms"]},
+        not_timed=search.get("not_timed", ""),
         calibration_examples=calibration.get("examples"),
         calibration_peak_rss_bytes=calibration.get("peak_rss_bytes"),
         float_peak_rss_bytes=search["float32"].get("peak_rss_bytes"),

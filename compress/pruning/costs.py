@@ -78,6 +78,11 @@ class CostTable:
         """Return the table with other minima."""
         return replace(self, min_heads=min_heads, min_neurons=min_neurons)
 
+    def every(self, heads: int) -> CostTable:
+        """Return the table with only those numbers of heads that are multiples of ``heads``, and the dense one."""
+        dense = max(self.heads)
+        return replace(self, heads={w: cost for w, cost in self.heads.items() if w % heads == 0 or w == dense})
+
     def dumps(self) -> str:
         """Return the JSON form; ``CostTable.loads`` gives an equal table."""
         widths = {name: sorted(table.items()) for name, table in (("heads", self.heads), ("neurons", self.neurons))}

@@ -25,6 +25,7 @@ class Attention:
         query, key, value: the products with constant weights.
         biases: the Add behind each of them.
         splits: the Reshape to (batch, sequence, heads, head size) of each of them.
+        scores, context: the products of two activations: queries with keys, probabilities with values.
         mask: the Add of the mask to the scores; None without one.
         merge: the Reshape back to (batch, sequence, heads * head size).
         head_size: width of one head.
@@ -37,6 +38,8 @@ class Attention:
     value: onnx.NodeProto
     biases: tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]
     splits: tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]
+    scores: onnx.NodeProto
+    context: onnx.NodeProto
     mask: onnx.NodeProto | None
     merge: onnx.NodeProto
     head_size: int
@@ -98,6 +101,8 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> Attention | None:
         value.product,
         (query.bias, key.bias, value.bias),
         (query.reshape, key.reshape, value.reshape),
+        scores,
+        context,
         mask,
         merge,
         size,

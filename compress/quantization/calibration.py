@@ -19,7 +19,7 @@ import numpy as np
 from compress.bench.memory import peak_resident_bytes
 from compress.data.encoded import Encoded
 from compress.errors import RunError
-from compress.quantization.ranges import Histogram, Observer, Range, Statistics, choose_range
+from compress.quantization.ranges import Histogram, Observer, Range, Statistics, choose_range, vanishing_share
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +44,11 @@ class Calibration:
     def ranges(self, observer: Observer) -> dict[str, Range]:
         """Return tensor name -> its 8-bit range by one way to choose it."""
         return {name: choose_range(statistics, observer) for name, statistics in self.statistics.items()}
+
+    def vanishing(self) -> dict[str, float]:
+        """Return tensor name -> share of its values that 8 bits over its whole range round to 0, where counted."""
+        seen = {name: it for name, it in self.statistics.items() if it.histogram is not None}
+        return {name: vanishing_share(statistics) for name, statistics in seen.items()}
 
     def channel_peaks(self) -> dict[str, np.ndarray]:
         """Return tensor name -> (width,) largest absolute values along its last axis, where that has one length."""

@@ -51,7 +51,9 @@ def isa_name(flags: Iterable[str] | None = None, machine: str | None = None) -> 
 
 
 def isa_of(target: Target | None) -> str:
-    """Return the instruction set that 8-bit products run on, where a target's cap hides what lies above it."""
+    """Return the instruction set that 8-bit products run on, where a target's cap hides what lies above it; or cuda."""
+    if target is not None and target.device == "cuda":
+        return "cuda"
     if target is not None and target.emulate is not None:
         return "arm64" if target.emulate in _WITHOUT_DOT else "arm64-dot"
     return isa_name(target_flags(target))

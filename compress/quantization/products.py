@@ -1,7 +1,8 @@
-"""What could be quantized in a graph: linear layers, embedding tables, attention products."""
+"""What could be quantized in a graph: linear layers, embedding tables, attention products, residual sums."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +14,15 @@ from compress.quantization.graph import Graph
 if TYPE_CHECKING:
     import onnx
 
-Family = Literal["linear", "table", "attention"]
-"""A product with a constant weight, a lookup in a constant table, a product of two activations."""
+Family = Literal["linear", "table", "attention", "residual"]
+"""A product with a constant weight, a lookup in a constant table, a product of two activations, the sum of what a
+sub-layer gives and what went around it."""
+_ONE_ROW = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
+"""Operators that leave one row of a sequence, besides a look-up of one position."""
+_ROWWISE = frozenset(
+    {"Add", "Dropout", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul", "Relu", "Tanh"}
+)
+"""Operators that give as many rows as their first input has."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,14 @@ class Product:
 
     Attributes:
         node: its name.
-        operator: MatMul, Gemm or Gather.
+        operator: MatMul, Gemm, Gather or Add.
         family: what it is.
-        input: the activation that a linear layer reads; empty for a table.
-        weight: the constant; empty for an attention product.
+        input: the activation that it reads, of two the first; empty for a table.
+        weight: the constant; empty for an attention product and a residual sum.
         depth: K, values that one output sums over; for a table its rows; 0 if unknown.
         width: N, outputs of one token; for a table its columns; 0 if unknown.
+        other: the second of two activations.
+        one_row: whether a linear layer multiplies one row of each example: what was pooled, or a first token.
     """
 
     node: str
@@ -38,10 +48,17 @@ class Product:
     weight: str = ""
     depth: int = 0
     width: int = 0
+    other: str = ""
+    one_row: bool = False
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The activations that it reads: none, one or two."""
+        return tuple(filter(None, (self.input, self.other)))
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one token; 0 for tables and attention products."""
+        """Multiply-accumulates of one token; 0 for all but linear layers."""
         return self.depth * self.width if self.family == "linear" else 0
 
 
@@ -49,6 +66,35 @@ def find_products(graph: Graph) -> list[Product]:
     """Return the products of a graph in its order; those whose shape no rule could judge are left out."""
     found = (_product(graph, node) for node in graph.nodes)
     return [product for product in found if product is not None]
+
+
+def find_residuals(graph: Graph) -> list[Product]:
+    """Return the sums of a linear layer's outputs, its bias included, and another activation, in the graph's order."""
+    sums = [node for node in graph.nodes if node.op_type == "Add"]
+    sums = [node for node in sums if all(graph.shape_of(name) is None for name in node.input)]
+    made = [node for node in sums if any(_is_linear_output(graph, name) for name in node.input)]
+    return [Product(node.name, "Add", "residual", node.input[0], other=node.input[1]) for node in made]
+
+
+def _is_linear_output(graph: Graph, name: str) -> bool:
+    """Say whether a tensor is what a product with a constant weight gives, with or without its bias."""
+    node = graph.producers.get(name)
+    if node is not None and node.op_type == "Add":
+        rows = [graph.shape_of(row) is not None for row in node.input]
+        node = graph.producers.get(node.input[rows.index(False)]) if sum(rows) == 1 else None
+    return node is not None and node.op_type in ("MatMul", "Gemm") and graph.shape_of(node.input[1]) is not None
+
+
+def _reads_one_row(graph: Graph, name: str) -> bool:
+    """Say whether a tensor has one row for each example: walk back to what picked or pooled it."""
+    node = graph.producers.get(name)
+    while node is not None and node.op_type in _ROWWISE:
+        name = next((it for it in node.input if graph.shape_of(it) is None), "")
+        node = graph.producers.get(name)
+    if node is None or node.op_type in _ONE_ROW:
+        return node is not None
+    index = graph.shape_of(node.input[1]) if node.op_type == "Gather" else None
+    return index is not None and math.prod(index) == 1 and attribute(node, "axis", 0) == 1
 
 
 def _product(graph: Graph, node: onnx.NodeProto) -> Product | None:
@@ -61,12 +107,13 @@ def _product(graph: Graph, node: onnx.NodeProto) -> Product | None:
         return None
     first, second = node.input[:2]
     if graph.shape_of(first) is None and graph.shape_of(second) is None:
-        return Product(node.name, node.op_type, "attention") if node.op_type == "MatMul" else None
+        return Product(node.name, "MatMul", "attention", first, other=second) if node.op_type == "MatMul" else None
     shape = graph.shape_of(second) if graph.is_float(second) else None
     if shape is None or len(shape) != 2 or (node.op_type == "Gemm" and not _is_linear(node)):
         return None
     depth, width = shape[::-1] if attribute(node, "transB", 0) else shape
-    return Product(node.name, node.op_type, "linear", first, second, depth, width)
+    one_row = _reads_one_row(graph, first)
+    return Product(node.name, node.op_type, "linear", first, second, depth, width, one_row=one_row)
 
 
 def _is_linear(node: onnx.NodeProto) -> bool:

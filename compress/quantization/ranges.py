@@ -150,6 +150,17 @@ class Statistics:
             self.channels = np.empty(0, dtype=np.float32)
 
 
+def vanishing_share(statistics: Statistics) -> float:
+    """Return the share of a tensor's values that symmetric 8 bits over its whole range round to 0, 0 to 1.
+
+    One outlier makes a step of ``max|x| / 127``; what is smaller than half of it is lost. Exact zeros are counted.
+    """
+    half = max(-statistics.low, statistics.high) / 127 / 2
+    histogram = _histogram(statistics)
+    total = int(histogram.counts.sum())
+    return float(histogram.counts[np.abs(histogram.centers) < half].sum() / total) if total else 0.0
+
+
 def choose_range(statistics: Statistics, observer: Observer) -> Range:
     """Choose the range of a tensor.
 

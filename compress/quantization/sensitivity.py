@@ -90,7 +90,7 @@ class Probe:
         how = how or Int8Format("integer" if ranges is None else "qdq")
         self._how = replace(how, fused=False)
         self._encoded, self._ranges, self._task = encoded, ranges, task
-        self._variants = Variants(model, threads)
+        self._variants = Variants(model, threads, as_written=how.activation == "int8")
         self.reference = self._variants.run(self._variants.skeleton(), encoded)
         """(n, ...) float64, outputs of the float model."""
         if not np.isfinite(self.reference).all():
@@ -100,7 +100,7 @@ class Probe:
         """Run with these products together in 8 bits, and nothing else.
 
         Args:
-            placements: those in int8 count; linear layers and tables.
+            placements: those in int8 count.
         """
         products = [it.product for it in placements if it.precision == "int8" and it.product is not None]
         skeleton = self._variants.skeleton(product.weight for product in products)

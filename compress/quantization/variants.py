@@ -28,14 +28,16 @@ class Variants:
     Args:
         model: left as it was.
         threads: of every session.
+        as_written: compute QuantizeLinear/DequantizeLinear pairs and the products between them in float, one by one,
+            instead of in this CPU's integer kernels: what another runtime makes of the graph, without saturation.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int = 1) -> None:
+    def __init__(self, model: onnx.ModelProto, threads: int = 1, *, as_written: bool = False) -> None:
         import onnx
         import onnxruntime
         from onnx import numpy_helper
 
-        self._threads = threads
+        self._threads, self._as_written = threads, as_written
         self._stored: dict[str, onnx.TensorProto] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
         self._skeleton = onnx.ModelProto()
@@ -112,6 +114,7 @@ class Variants:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_quant_qdq", "1" if self._as_written else "0")
         external = onnx.TensorProto.EXTERNAL
         names = [tensor.name for tensor in model.graph.initializer if tensor.data_location == external]
         options.add_external_initializers(names, [self._values[name] for name in names])

@@ -57,6 +57,8 @@ def write_int8(
     tensor. Their zero points are written out: without them ONNX Runtime 1.31 adds a wrong one of its own under
     ``session.x64quantprecision``. Tables are stored with one scale per column. Products keep float outputs.
 
+    In QDQ form attention products and residual sums read both of their inputs in 8 bits.
+
     Args:
         model: float32 graph; left as it was.
         placements: what ``place`` returned for it.
@@ -64,7 +66,8 @@ def write_int8(
         how: the format; None = the defaults of ``Int8Format``.
 
     Raises:
-        UsageError: dynamic ranges or fused attention in QDQ form, or a product without a range.
+        UsageError: dynamic ranges or fused attention in QDQ form, a product of two activations in the integer form, or
+            a product without a range.
     """
     how = how or Int8Format()
     if how.form == "qdq" and (ranges is None or how.fused):
@@ -81,7 +84,7 @@ def write_int8(
             if all(name in products for name in names) and _can_fuse(writer.graph, attention):
                 writer.attention(attention, [products.pop(name) for name in names])
     for product in products.values():
-        writer.table(product) if product.family == "table" else writer.linear(product)
+        writer.write(product)
     return writer.graph.finish()
 
 
@@ -156,6 +159,24 @@ class _Writer:
     how: Int8Format
     ranges: Mapping[str, Range] | None
     made: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    def write(self, product: Product) -> None:
+        """Rewrite one product; call it in the graph's order, so that a shared tensor is made before it is read."""
+        forms = {"linear": self.linear, "table": self.table, "attention": self.pair, "residual": self.pair}
+        forms[product.family](product)
+
+    def pair(self, product: Product) -> None:
+        """Let a node read two activations that were rounded to 8 bits; it computes on them as a QDQ pattern."""
+        if self.how.form != "qdq":
+            raise UsageError(
+                "The integer form has no operator for two activations.",
+                value=product.node,
+                fix="Use the form `qdq`, or leave the node in float32.",
+            )
+        node = self.graph.node(product.node)
+        self.graph.put_before(node, [*self._activation(node, 0), *self._activation(node, 1)])
+        for i in (0, 1):
+            node.input[i] = f"{node.input[i]}.dequantized"
 
     def linear(self, product: Product) -> None:
         """Replace a MatMul or Gemm, and the Add of its bias where the integer operator takes it."""
@@ -233,11 +254,11 @@ class _Writer:
         )
         self.graph.replace(list(attention.inner), [*new, fused])
 
-    def _activation(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Return the nodes that quantize a product's input, none if another product's already do."""
+    def _activation(self, node: onnx.NodeProto, position: int = 0) -> list[onnx.NodeProto]:
+        """Return the nodes that quantize an input of a product, none if another product's already do."""
         from onnx import helper
 
-        name = node.input[0]
+        name = node.input[position]
         if name in self.made:
             return []
         integers, scale, zero = self.made[name] = (f"{name}.quantized", f"{name}.scale", f"{name}.zero_point")

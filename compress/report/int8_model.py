@@ -87,6 +87,7 @@ class Int8Search(Frozen):
     unit: Unit = "percent"
     candidates: tuple[Int8Candidate, ...]
     forms: dict[str, Speedup] = Field(default_factory=dict, description="form -> speed-up, timed side by side")
+    not_timed: str = Field("", description="why no form was timed; empty where they were")
     calibration_examples: int | None = None
     calibration_peak_rss_bytes: int | None = Field(None, description="of the process that ran them")
     float_peak_rss_bytes: int | None = Field(None, description="of the process that ran FP32 on validation")

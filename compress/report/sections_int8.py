@@ -77,7 +77,7 @@ def searches(report: Report) -> Section | None:
         return None
     blocks: list[Block] = []
     for search in report.int8:
-        blocks += [Heading(search.step, _asked(search)), _candidates(search), *_trail(search), _forms(search)]
+        blocks += [Heading(search.step, _asked(search)), _candidates(search), *_trail(search), *_forms(search)]
         if search.reasons:
             blocks.append(_reasons(search))
         if search.saturation is not None:
@@ -91,7 +91,7 @@ def searches(report: Report) -> Section | None:
 
 
 def _asked(search: Int8Search) -> str:
-    wanted = "the fastest" if search.goal == "latency" else "the most accurate"
+    wanted = "the fastest" if search.goal == "latency" and not search.not_timed else "the most accurate"
     unit = " points" if search.unit == "percent" else ""
     limit = f"at most {numbers.fixed(search.max_drop)}{unit} lost on {numbers.count(search.examples)} examples"
     return f"{wanted} on {search.target} ({search.isa}), {limit}"
@@ -151,15 +151,17 @@ def _trail(search: Int8Search) -> list[Block]:
     return [Paragraph("How the limit was reached:"), Table(columns, rows, legend=False)]
 
 
-def _forms(search: Int8Search) -> Table:
+def _forms(search: Int8Search) -> list[Block]:
+    if search.not_timed:
+        return [Paragraph(f"Speed: {search.not_timed}.")]
     columns = (Column("form", "form", meaning="what decides the speed", numeric=False), Column("speedup", "speed-up"))
     order = sorted(search.forms.items(), key=lambda item: -item[1].ratio)
-    return Table(columns, tuple(TableRow((Cell(label), speedup_cell(it))) for label, it in order), legend=False)
+    return [Table(columns, tuple(TableRow((Cell(label), speedup_cell(it))) for label, it in order), legend=False)]
 
 
 def _reasons(search: Int8Search) -> Table:
     columns = (
-        Column("nodes", "left in float32", numeric=False),
+        Column("nodes", "left in float", numeric=False),
         Column("reason", "why", numeric=False),
     )
     rows = tuple(

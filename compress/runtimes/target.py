@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,30 @@ Isa = Literal["avx2", "avx512"]
 Group = tuple[str, int | None, Isa | None]
 
 
+class Grid(BaseModel):
+    """Widths that kernels take whole: those of a pruned model are multiples of these."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention: int = Field(1, ge=1, description="features of an attention sub-layer: heads times head size")
+    neurons: int = Field(1, ge=1, description="feed-forward neurons")
+    channels: int = Field(1, ge=1, description="channels of a convolution")
+
+    def head_step(self, head_size: int) -> int:
+        """Return what the number of heads is a multiple of, so that their features lie on the grid."""
+        return self.attention // math.gcd(self.attention, head_size)
+
+
+class Grids(BaseModel):
+    """The grid of each precision in which a pruned model may run; fp32 also where none is chosen yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fp32: Grid = Grid()
+    fp16: Grid = Grid()
+    int8: Grid = Grid()
+
+
 class Target(BaseModel):
     """One place to run: a runtime on a device under limits."""
 
@@ -34,6 +59,7 @@ class Target(BaseModel):
         None, description="highest x86 level that kernels may use; avx512 is without VNNI; null = all that the CPU has"
     )
     emulate: str | None = Field(None, description="CPU model that qemu emulates; such a target has no times")
+    grid: Grids = Field(Grids(), description="what widths of pruned models are multiples of, for each precision")
     evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
 
     @model_validator(mode="after")
@@ -102,5 +128,5 @@ def parse_target(text: str, origin: str) -> Target:
         raise RecipeError(
             "This is not a target.",
             value=f"{origin}: {str(error).splitlines()[0]}",
-            fix="A target has: name, runtime, device, threads, memory_bytes, isa, evidence.",
+            fix="A target has: name, runtime, device, threads, memory_bytes, isa, grid, evidence.",
         ) from error

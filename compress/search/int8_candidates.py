@@ -15,6 +15,7 @@ from compress.search.deploy import Speedup
 Goal = Literal["latency", "accuracy"]
 Cut = Literal["every token", "first token"]
 Layout = Literal["qdq", "integer", "fused"]
+Rest = Literal["float32", "float16"]
 _TIE = 0.03
 """Speed-ups closer than this share are a tie, which accuracy decides."""
 
@@ -29,6 +30,7 @@ class Form:
         layout: QDQ pairs, ONNX Runtime's integer operators, or these with fused attention.
         smoothed: whether tensors are multiplied by SmoothQuant's scales at run time.
         restored: how many nodes sensitivity put back to float32.
+        rest: precision of what is not in 8 bits.
     """
 
     method: Method
@@ -36,12 +38,17 @@ class Form:
     layout: Layout
     smoothed: bool = False
     restored: int = 0
+    rest: Rest = "float32"
 
     @property
     def label(self) -> str:
         """What a report calls it."""
         parts = [self.method, self.layout, self.cut, "smoothed" if self.smoothed else ""]
-        return ", ".join(filter(None, [*parts, f"{self.restored} restored" if self.restored else ""]))
+        parts += [
+            f"{self.restored} restored" if self.restored else "",
+            "rest in FP16" if self.rest == "float16" else "",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

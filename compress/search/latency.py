@@ -76,6 +76,10 @@ class LatencyTable:
         """Return the table with other minima of the widths that may be chosen."""
         return replace(self, costs=self.costs.at_least(min_heads, min_neurons))
 
+    def every(self, heads: int) -> LatencyTable:
+        """Return the table with only those numbers of heads that are multiples of ``heads``, and the dense one."""
+        return replace(self, costs=self.costs.every(heads))
+
     def dumps(self) -> str:
         """Return the JSON form; ``LatencyTable.loads`` gives an equal table."""
         record = {name: getattr(self, name) for name in ("dense_fp32_ms", "worst_fit", "variants", "tokens")}

@@ -20,7 +20,7 @@ from compress.quantization.calibration import Calibration, calibrate
 from compress.quantization.first_token import keep_first_token
 from compress.quantization.int8 import is_convolutional, quantize_static
 from compress.quantization.ranges import Observer, Range
-from compress.quantization.rules import Method, Placement, Rules, place, quantized_inputs
+from compress.quantization.rules import Method, Placement, Rules, Seen, place, quantized_inputs
 from compress.quantization.saturation import probe
 from compress.quantization.sensitivity import Probe, Sensitivity, measure_sensitivity, sensitivity_notes
 from compress.quantization.smoothing import smooth
@@ -209,7 +209,7 @@ class Int8Search:
         found = exclude_by_sensitivity(self.ranking, measure, DropGate(scale * self.max_drop))
         best = tried[frozenset(found.excluded)]
         self._time([best])
-        timed = replace(best, speedup=self._speedups[best.form])
+        timed = replace(best, speedup=self._speedups.get(best.form))
         self.candidates = [timed if it is best else it for it in self.candidates]
         return timed
 
@@ -258,6 +258,7 @@ class Int8Search:
             self.calibration,
             per_channel=self.limits.per_channel,
             reduce_range=weight_bits == 7,
+            activation=self.rules.activation,
             exclude=tuple(self.limits.excluded),
         )
         return quantized
@@ -266,9 +267,13 @@ class Int8Search:
         """Return where each node of a candidate runs, and why."""
         excluded = {**self.limits.excluded, **candidate.restored}
         graph = self._graph(candidate.form.cut, candidate.smoothing)
-        return place(graph, self.rules, excluded=excluded, tables=self.limits.tables)
+        return place(graph, self.rules, excluded=excluded, tables=self.limits.tables, seen=self.seen(candidate))
 
-    def saturation(self, chosen: Candidate) -> dict[str, Any]:
+    def seen(self, candidate: Candidate) -> Seen | None:
+        """Return what the rules need to know of a candidate's inputs; those of CPUs need nothing."""
+        return None
+
+    def saturation(self, chosen: Candidate) -> dict[str, Any] | None:
         """Return what ``saturation.probe`` finds in the chosen form, on up to 64 validation examples."""
         few = self.validation.select(range(min(64, len(self.validation))))
 
@@ -360,6 +365,8 @@ class Int8Search:
 
 def _action(candidate: Candidate) -> str:
     """Say what a step of the trail changed."""
+    if candidate.form.rest == "float16":
+        return "FP16 for what is not in 8 bits"
     if candidate.restored:
         names = ", ".join([*candidate.restored][:2])
         more = f" and {len(candidate.restored) - 2} more" if len(candidate.restored) > 2 else ""

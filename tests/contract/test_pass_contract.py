@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "quantize": (
         Example({}, "onnx"),
         Example({"method": "static"}, "onnx"),
+        Example({"target": "tensorrt"}, "onnx"),
         Example({"scheme": "int4-weights"}, "onnx"),
         Example({"scheme": "int8-weights", "block_size": 32}, "onnx"),
     ),

@@ -148,5 +148,6 @@ def test_auto_needs_a_runtime_with_rules() -> None:
         searches(config)
     assert searches(QuantizeConfig(target="ort-cpu-1t"))
     assert searches(QuantizeConfig(target="openvino-cpu-1t"))
-    assert not searches(QuantizeConfig(target="tensorrt"))
+    assert searches(QuantizeConfig(target="tensorrt"))
+    assert not searches(QuantizeConfig(target="torch-cuda"))
     assert not searches(QuantizeConfig(target="ort-cpu-1t", method="dynamic"))
