@@ -83,6 +83,7 @@ def search_int8(
         "saturation": search.saturation(chosen),
         "trail": search.trail(),
         **search.sensitivity(chosen),
+        **({"rest": search.rest_notes} if isinstance(search, UntimedSearch) else {}),
         "isa": {"name": isa_of(target), "flags": sorted(_INTERESTING & target_flags(target))},
     }
     return quantized, notes

@@ -88,7 +88,8 @@ def quantize_static(
     """Quantize matrix products with ranges measured on real inputs, as QuantizeLinear/DequantizeLinear pairs.
 
     In a network that consists of convolutions these are quantized, with their biases unless activations are
-    ``int8`` (TensorRT takes no 32-bit ones), and so is what stands between them: ONNX Runtime has 8-bit convolutions only where the output is quantized too.
+    ``int8`` (TensorRT takes no 32-bit ones), and so is what stands between them: ONNX Runtime has 8-bit convolutions
+    only where the output is quantized too.
 
     Every example runs alone, at its real length, so that padding never enters a range; ONNX Runtime reduces
     each tensor to its minimum and maximum inside the graph, so memory does not grow with the sample.

@@ -49,6 +49,9 @@ class UntimedSearch(Int8Search):
         super().__post_init__()
         self._graphs, self._best_cut = {"every token": self.model}, "every token"
         self._variants = Variants(self.model, self.threads, as_written=True)
+        self._delivered: tuple[Candidate, onnx.ModelProto] | None = None
+        self.rest_notes: dict[str, Any] = {}
+        """What the cast to FP16 noted of the graph that is delivered; empty where the rest is float32."""
 
     def run(self) -> Candidate:
         """Score the candidates and return the chosen one, see ``Int8Search.run``."""
@@ -65,8 +68,12 @@ class UntimedSearch(Int8Search):
 
     def write(self, candidate: Candidate, weight_bits: Literal[7, 8] | None = None) -> onnx.ModelProto:
         """Return the graph of a candidate."""
-        model = super().write(candidate, weight_bits)
-        return self._half(model) if candidate.form.rest == "float16" else model
+        if candidate.form.rest == "float32":
+            return super().write(candidate, weight_bits)
+        key = replace(candidate, size_bytes=0, drop=None, integer_share=None)
+        if self._delivered is None or self._delivered[0] != key:
+            self._delivered = key, self._half(super().write(candidate, weight_bits))
+        return self._delivered[1]
 
     def seen(self, candidate: Candidate) -> Seen:
         """Return the longest example, and how many values of each activation 8 bits lose."""
@@ -87,10 +94,13 @@ class UntimedSearch(Int8Search):
         return notes | {"kept": kept, "not_timed": why_untimed(), "float32": {"value": self._score.value}}
 
     def _half(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Cast what is not in 8 bits to FP16."""
+        """Cast what is not in 8 bits to FP16, but for what exceeds it on the calibration examples."""
         from compress.quantization.fp16 import cast_fp16
+        from compress.quantization.half_ranges import measure_ranges
 
-        return cast_fp16(model)[0]
+        self.emit(f"measuring ranges for FP16 on {len(self.calibration)} examples")
+        cast, self.rest_notes = cast_fp16(model, ranges=measure_ranges(model, self.calibration))
+        return cast
 
     def _time(self, examples: Sequence[Candidate]) -> None:
         """Time nothing."""

@@ -1,4 +1,4 @@
-"""INT8 for TensorRT through ``quantize``: chosen without a GPU, on record with reasons, and taken by the real builder."""
+"""INT8 for TensorRT through ``quantize``: chosen without a GPU, on record with reasons, taken by the builder."""
 
 from __future__ import annotations
 

@@ -11,13 +11,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.artifact import Artifact
+from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
 from compress.errors import UsageError
 from compress.export.onnx_clean import write_onnx
 from compress.export.trt_api import missing_trt
 from compress.export.trt_build import build_engine
 from compress.export.trt_profile import profile_from_lengths, profile_of_shapes
+from compress.pruning.ladder import Widths
 from compress.quantization.calibration import calibrate
 from compress.quantization.fp16 import cast_fp16
 from compress.quantization.products import Product
@@ -25,13 +26,12 @@ from compress.quantization.ranges import Histogram, Range, Statistics, vanishing
 from compress.quantization.rules import Placement, Seen, place, quantized_inputs, rules_for
 from compress.quantization.variants import Variants
 from compress.quantization.writing import Int8Format, quantize_weight, write_int8
+from compress.search.template import Layer, locate, resize
 from compress.tasks.image_classification import ImageClassification
-from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 needs_trt = pytest.mark.skipif(bool(missing_trt()), reason=missing_trt())
 RULES = rules_for("tensorrt")
 HOW = Int8Format(activation="int8")
-TASK = TextClassification(("bad", "fine", "good"), max_length=32)
 IMAGES = ImageClassification(("bad", "fine", "good"))
 CASES = ["bert", "roberta", "distilbert", "vit", "bert-pruned", "distilbert-pruned", "bert-gone", "roberta-gone"]
 
@@ -40,37 +40,35 @@ CASES = ["bert", "roberta", "distilbert", "vit", "bert-pruned", "distilbert-prun
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[onnx.ModelProto, Encoded]]:
     """Return ``build(case)``: the graph and inputs of a random classifier with heads of 16, wide enough for every rule.
 
-    Two layers, hidden 64. Pruned ones keep 1 and 3 heads, 48 and 80 neurons; of gone ones the first layer has no
-    attention and the second no feed-forward network.
+    Two layers, hidden 64, each family exported once. Pruned ones keep 1 and 3 heads, 48 and 80 neurons; of gone ones
+    the first layer has no attention and the second no feed-forward network.
     """
-    made: dict[str, tuple[onnx.ModelProto, Encoded]] = {}
+    dense: dict[str, tuple[onnx.ModelProto, tuple[Layer, ...], Encoded]] = {}
 
     def build(case: str) -> tuple[onnx.ModelProto, Encoded]:
-        if case not in made:
-            made[case] = _export(case, tmp_path_factory.mktemp(case))
-        return made[case]
+        family, _, change = case.partition("-")
+        if family not in dense:
+            dense[family] = _export(family, tmp_path_factory.mktemp(family))
+        model, layers, encoded = dense[family]
+        widths = {"pruned": Widths((1, 3), (48, 80)), "gone": Widths((0, 4), (128, 0))}
+        return (resize(model, layers, widths[change]) if change else model), encoded
 
     return build
 
 
-def _export(case: str, folder: Path) -> tuple[onnx.ModelProto, Encoded]:
+def _export(family: str, folder: Path) -> tuple[onnx.ModelProto, tuple[Layer, ...], Encoded]:
     import torch
 
     from compress.export.onnx_export import export_onnx
-    from compress.models.families import encoder_layers
-    from compress.models.structure import keep_units
 
-    family, _, change = case.partition("-")
     torch.manual_seed(0)
     model, inputs, encoded = _images(folder) if family == "vit" else _texts(family)
-    kept: dict[str, Any] = {
-        "pruned": (([2], range(48)), ([0, 1, 3], range(80))),
-        "gone": (([], range(128)), ([0, 1, 2, 3], [])),
-    }
-    for layer, units in zip(encoder_layers(model), kept.get(change, ()), strict=False):
-        keep_units(layer, *units)
+    for name, parameter in model.named_parameters():  # biases that differ, or the exporter stores them once
+        if parameter.ndim == 2 or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.15)
     export_onnx(model, folder / "model.onnx", inputs=inputs)
-    return onnx.load(folder / "model.onnx"), encoded
+    graph = onnx.load(folder / "model.onnx")
+    return graph, locate(graph.graph, model), encoded
 
 
 def _texts(family: str) -> tuple[Any, Any, Encoded]:
@@ -85,14 +83,11 @@ def _texts(family: str) -> tuple[Any, Any, Encoded]:
     ids = [rng.integers(1, 50, size) for size in rng.integers(3, 20, 12)]
     masks = [np.ones(len(row), dtype=np.int64) for row in ids]
     encoded = Encoded({"input_ids": ids, "attention_mask": masks}, {"input_ids": 0, "attention_mask": 0})
-    from compress.artifact import TensorSpec
-
     inputs = [TensorSpec(name=n, dtype="int64", shape=("batch", "sequence")) for n in encoded.inputs]
     return AutoModelForSequenceClassification.from_config(config).eval(), inputs, encoded
 
 
 def _images(folder: Path) -> tuple[Any, Any, Encoded]:
-    from compress.artifact import TensorSpec
     from compress.models.fresh_images import fresh_vit
     from compress.models.loading import load_torch
 
@@ -100,7 +95,7 @@ def _images(folder: Path) -> tuple[Any, Any, Encoded]:
     fresh_vit(IMAGES, folder, image_size=8, num_channels=1, seed=0, **sizes)
     pixels = np.random.default_rng(0).normal(size=(12, 1, 8, 8)).astype(np.float32)
     inputs = [TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 1, 8, 8))]
-    return load_torch(folder, IMAGES), inputs, Encoded({"pixel_values": list(pixels)}, {"pixel_values": 0})
+    return load_torch(folder, IMAGES), inputs, Encoded({"pixel_values": list(pixels)}, {})
 
 
 def quantized(model: onnx.ModelProto, encoded: Encoded) -> tuple[onnx.ModelProto, list[Placement]]:
@@ -111,6 +106,16 @@ def quantized(model: onnx.ModelProto, encoded: Encoded) -> tuple[onnx.ModelProto
 
 def outputs(model: onnx.ModelProto, encoded: Encoded) -> np.ndarray:
     return Variants(model, as_written=True).run(model, encoded)
+
+
+def computed(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
+    """Run pairs and products one by one in float, as they are written."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feed)[0])
 
 
 def levels(values: np.ndarray, scale: np.float32) -> np.ndarray:
@@ -146,7 +151,7 @@ def test_a_layer_and_its_residual_sum_are_what_integers_by_hand_give() -> None:
     step, wide = np.float32(3.0 / 127), np.float32(9.0 / 127)
     branch = (levels(x, step) @ integers.astype(np.int64)) * step * scale + b
     expected = levels(branch, wide) * wide + levels(x, step) * step
-    found = outputs(written, Encoded({"x": list(x)}, {"x": 0}))
+    found = computed(written, x=x)
     off = np.abs(found - expected)
     assert np.quantile(off, 0.9) < 1e-4
     assert off.max() < wide + 1e-4  # float rounding may move a branch value across one level
@@ -161,7 +166,7 @@ def test_a_product_of_two_activations_is_what_integers_by_hand_give() -> None:
     placed = [Placement("scores", "MatMul", "int8", product=Product("scores", "MatMul", "attention", "a", other="b"))]
     ranges = {"a": Range(-1.0, 2.0), "b": Range(-1.5, 1.0)}
     steps = np.float32(2.0 / 127), np.float32(1.5 / 127)
-    found = outputs(write_int8(model, placed, ranges, HOW), Encoded({"a": list(a), "b": list(b)}, {"a": 0, "b": 0}))
+    found = computed(write_int8(model, placed, ranges, HOW), a=a, b=b)
     np.testing.assert_allclose(found, (levels(a, steps[0]) @ levels(b, steps[1])) * steps[0] * steps[1], atol=1e-5)
     with pytest.raises(UsageError, match="no operator for two activations"):
         write_int8(model, placed, ranges, Int8Format("integer"))
@@ -218,13 +223,12 @@ def test_every_node_is_placed_with_a_reason_where_it_stays_in_float(case: str, w
     _, placed = quantized(model, encoded)
     assert all(bool(it.reason) == (it.precision == "float32") for it in placed)
     families = {it.node: it.product.family for it in placed if it.precision == "int8" and it.product}
-    layers = [0, 1] if case != "bert-gone" else [1]
     linear = [it for it in placed if it.product is not None and it.product.family == "linear"]
     heads = [it for it in linear if it.precision == "float32"]
     assert all("GEMV" in it.reason for it in heads)
     assert len(heads) == (1 if case == "vit" else 2)
     attention = [name for name, family in families.items() if family == "attention"]
-    assert len(attention) == (2 if case.endswith("gone") else 4), layers
+    assert len(attention) == (2 if case.endswith("gone") else 4)
     sums = [it for it in placed if it.product is not None and it.product.family == "residual"]
     assert len(sums) == (2 if case.endswith("gone") else 4)
 
@@ -282,15 +286,14 @@ def test_the_graph_is_what_tensorrt_takes(case: str, rest: str, wide: Callable[.
 @pytest.mark.parametrize("rest", ["float32", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_stay_close(case: str, rest: str, wide: Callable[..., Any]) -> None:
-    """8-bit rounding of every layer moves the logits of these random networks by less than a tenth of their size."""
+    """What tells inputs apart survives: these random networks have no margins, and give nearly equal logits."""
     model, encoded = wide(case)
     written, _ = quantized(model, encoded)
-    exact, eight = outputs(model, encoded), outputs(written, encoded)
-    size = np.abs(exact - exact.mean(axis=0)).max()
-    assert 0 < np.abs(eight - exact).max() < 0.25 * size
     if rest == "float16":
-        half = outputs(cast_fp16(written)[0], encoded)
-        assert np.abs(half - eight).max() < 0.1 * size
+        written, _ = cast_fp16(written)
+    exact, eight = outputs(model, encoded), outputs(written, encoded)
+    error = np.square(eight - exact).mean() / np.square(exact - exact.mean(axis=0)).mean()
+    assert 0 < error < 0.1
 
 
 @needs_trt
