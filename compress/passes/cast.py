@@ -102,7 +102,7 @@ class Cast(Pass):
     def _ranges(
         self, model: onnx.ModelProto, source: Artifact, config: CastConfig, context: Context
     ) -> HalfRanges | None:
-        """Return what the activations reach on the calibration examples; None where they are not there, or not needed."""
+        """Return what activations reach on the calibration examples; None where there are none or none is needed."""
         from compress.quantization.half_ranges import measure_ranges
 
         if not self.reads(config) or "calibration" not in context.data or not len(context.data["calibration"]):

@@ -30,7 +30,7 @@ def float_graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
     stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     return helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)]
+        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
     )
 
 
