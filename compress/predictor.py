@@ -116,8 +116,8 @@ class Predictor:
     def check_golden(self) -> None:
         """Run the golden inputs and compare with the golden outputs.
 
-        Float32 must agree to 1e-3 of the largest output (at least 1e-3), FP16 to 2e-2 of it, BF16 to 1e-1. Integer kernels
-        round differently on different CPUs: there the mean cosine must be at least 0.95.
+        Float32 must agree to 1e-3 of the largest output (at least 1e-3), FP16 to 2e-2 of it, BF16 to 1e-1. Integer
+        kernels round differently on different CPUs: there the mean cosine must be at least 0.95.
 
         Raises:
             IntegrityError: they differ by more.

@@ -102,7 +102,7 @@ class Cast(Pass):
     def _ranges(
         self, model: onnx.ModelProto, source: Artifact, config: CastConfig, context: Context
     ) -> HalfRanges | None:
-        """Return what the activations reach on the calibration examples; None where there are none or none is needed."""
+        """Return what activations reach on the calibration examples; None where there are none or none is needed."""
         from compress.quantization.half_ranges import measure_ranges
 
         if not self.reads(config) or "calibration" not in context.data or not len(context.data["calibration"]):
@@ -124,10 +124,10 @@ def _calibration_notes(ranges: HalfRanges | None, config: CastConfig) -> dict[st
 def _golden(cast: onnx.ModelProto, config: CastConfig, context: Context) -> tuple[Golden, dict[str, Any]]:
     """Return golden outputs, and how they were made where the file itself cannot run here."""
     from compress.export.golden import golden_onnx
-    from compress.quantization.half_emulation import NOTE, emulate_bf16
+    from compress.quantization.half_emulation import NOTE, emulate_half
 
     if config.dtype == "float16":
         return golden_onnx(context.out, context.task), {}
     emulated = context.scratch / "emulated.onnx"
-    emulated.write_bytes(emulate_bf16(cast).SerializeToString())
+    emulated.write_bytes(emulate_half(cast).SerializeToString())
     return golden_onnx(context.out, context.task, str(emulated)), {"golden": NOTE}

@@ -30,7 +30,10 @@ class Prediction(NamedTuple):
 
 
 class Predictions:
-    """Outputs on the validation split, by artifact: one example at a time, on one thread, as deployed."""
+    """Outputs on the validation split, by artifact: one example at a time, on one thread, as deployed.
+
+    FP16 and BF16 graphs are emulated, see ``compress.quantization.half_emulation``.
+    """
 
     def __init__(self, store: Store, run: RunConfig, emit: Progress) -> None:
         self._store = store
@@ -78,8 +81,8 @@ class Predictions:
 
 
 def _runnable(artifact: Artifact, work: Path) -> Artifact:
-    """Return the artifact, or the float32 emulation of a BF16 graph, which no CPU kernel runs."""
-    if artifact.kind != "onnx" or "bf16" not in artifact.traits:
+    """Return the artifact, or what a 16-bit graph computes on a GPU: a CPU does not round, or has no kernels."""
+    if artifact.kind != "onnx" or not {"fp16", "bf16"} & artifact.traits:
         return artifact
     from compress.quantization.half_emulation import emulated_artifact
 

@@ -57,7 +57,7 @@ class HalfFormat:
         return self.round(np.where(beyond, np.sign(values) * -self.fill, values).astype(np.float32))
 
     def round(self, values: np.ndarray) -> np.ndarray:
-        """Return float32 values of any shape in this format, rounded to nearest even; too large ones become infinite."""
+        """Return float32 values of any shape in this format, rounded to nearest even, infinite where too large."""
         import ml_dtypes
 
         with np.errstate(over="ignore"):

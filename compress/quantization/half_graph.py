@@ -119,4 +119,6 @@ def _raised(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     entry = next((it for it in model.opset_import if it.domain in ("", "ai.onnx")), None)
     if entry is None or entry.version >= wanted:
         return model
-    return onnx.version_converter.convert_version(model, wanted)
+    raised = onnx.version_converter.convert_version(model, wanted)
+    raised.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(raised.opset_import))
+    return raised

@@ -15,7 +15,26 @@ if TYPE_CHECKING:
 _ENDS = {"Softmax": 0, "LogSoftmax": 0, "Attention": 3}
 """Operators that turn a large negative score into 0, and the input that they read scores from."""
 _PASSES = frozenset(
-    "Add Cast Clip Concat Div Expand Identity Max Min Mul Reshape Slice Squeeze Sub Tile Transpose Unsqueeze Where".split()
+    {
+        "Add",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Div",
+        "Expand",
+        "Identity",
+        "Max",
+        "Min",
+        "Mul",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
 )
 """Operators through which a mask goes on its way to the scores."""
 

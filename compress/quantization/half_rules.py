@@ -24,9 +24,27 @@ loses none for it, since its precision is relative.
 WEIGHT_LOSS = 0.01
 """Share of a weight's norm that rounding may cost. FP16 costs 0.0003 where numbers are normal, BF16 0.002."""
 UNSAFE = frozenset(
-    "CumSum Exp GroupNormalization InstanceNormalization Log LpNormalization MeanVarianceNormalization Mish Pow "
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Softplus "
-    "Sqrt".split()
+    {
+        "CumSum",
+        "Exp",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "Log",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "Mish",
+        "Pow",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Softplus",
+        "Sqrt",
+    }
 )
 """Operators that overflow or cancel inside, whatever comes out: they square, sum or take powers of what they read,
 and ONNX does not say in which precision. MatMul, Gemm and Conv add up in FP32 on tensor cores, Softmax subtracts the
@@ -115,7 +133,7 @@ def judge_weights(graph: onnx.GraphProto, floats: set[str], masks: Masks, form: 
         if loss > WEIGHT_LOSS * norm:
             unfit[tensor.name] = Kept(
                 f"a weight is too small for {form.label}",
-                f"{tensor.name} has numbers of {peak:.2g} and less, and would lose {100 * loss / norm:.0f} % of its norm",
+                f"{tensor.name} is at most {peak:.2g}, and would lose {100 * loss / norm:.0f} % of its size",
             )
     return unfit
 
@@ -173,7 +191,8 @@ def _too_large(node: onnx.NodeProto, known: Evidence) -> Kept | None:
     if reached <= end:
         ends += f", less than {known.headroom:g} times as much"
     return Kept(
-        f"reaches more than {known.form.label} holds safely", f"reaches {_number(reached)} on the calibration data; {ends}"
+        f"reaches more than {known.form.label} holds safely",
+        f"reaches {_number(reached)} on the calibration data; {ends}",
     )
 
 

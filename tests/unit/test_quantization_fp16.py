@@ -30,7 +30,7 @@ def float_graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
     stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     return helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)]
+        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
     )
 
 
@@ -136,7 +136,7 @@ def test_a_large_constant_that_is_no_mask_is_not_replaced() -> None:
     assert notes["kept_float32"] == {"a weight exceeds 65504": 1, "a weight is too small for FP16": 1}
     assert [entry["reason"] for entry in notes["kept_nodes"]] == [
         "million reaches 1,000,000; FP16 ends at 65,504",
-        "millionth has numbers of 1e-06 and less, and would lose 5 % of its norm",
+        "millionth is at most 1e-06, and would lose 1 % of its size",
     ]
     x = np.array([[0.5, -0.25, 1.0, 0.0]], np.float32)
     np.testing.assert_allclose(run(model, {"x": x}), x, rtol=1e-6)
