@@ -1,7 +1,8 @@
 """Choose an INT8 form for a runtime on a GPU: by accuracy alone, which needs no GPU.
 
 TensorRT takes precision from the graph, so the graph that is written can be judged in ONNX Runtime on a CPU: its
-QuantizeLinear/DequantizeLinear pairs are computed as they stand, in float. How fast the engine is, only its GPU says.
+QuantizeLinear/DequantizeLinear pairs are computed as they stand, in float, and FP16 is rounded as a GPU rounds it.
+How fast the engine is, only its GPU says.
 """
 
 from __future__ import annotations
@@ -128,5 +129,9 @@ class UntimedSearch(Int8Search):
         return sum(it.macs for it in placed if it.precision == "int8") / total if total else None
 
     def _inspect(self, model: onnx.ModelProto) -> Inspection:
-        outputs = self._variants.run(model, self.validation)
+        from compress.export.signature import traits_of
+        from compress.quantization.half_emulation import emulate_half
+
+        half = "fp16" in traits_of(model)
+        outputs = self._variants.run(emulate_half(model) if half else model, self.validation)
         return Inspection(np.asarray(outputs, dtype=np.float32), 0, {})
