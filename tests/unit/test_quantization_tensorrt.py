@@ -25,6 +25,7 @@ from compress.quantization.half_emulation import emulate_half
 from compress.quantization.products import Product
 from compress.quantization.ranges import Histogram, Range, Statistics, vanishing_share
 from compress.quantization.rules import Placement, Seen, place, quantized_inputs, rules_for
+from compress.quantization.sensitivity import sqnr_db
 from compress.quantization.variants import Variants
 from compress.quantization.writing import Int8Format, quantize_weight, write_int8
 from compress.search.template import Layer, locate, resize
@@ -287,14 +288,12 @@ def test_the_graph_is_what_tensorrt_takes(case: str, rest: str, wide: Callable[.
 @pytest.mark.parametrize("rest", ["float32", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_stay_close(case: str, rest: str, wide: Callable[..., Any]) -> None:
-    """What tells inputs apart survives: these random networks have no margins, and give nearly equal logits."""
+    """The noise of 8 bits everywhere is a hundredth of the signal at most, in random networks, with FP16 rounded too."""
     model, encoded = wide(case)
     written, _ = quantized(model, encoded)
     if rest == "float16":
         written = emulate_half(cast_fp16(written)[0])
-    exact, eight = outputs(model, encoded), outputs(written, encoded)
-    error = np.square(eight - exact).mean() / np.square(exact - exact.mean(axis=0)).mean()
-    assert 0 < error < 0.1
+    assert 20.0 < sqnr_db(outputs(model, encoded), outputs(written, encoded)) < 80.0
 
 
 @needs_trt
