@@ -288,7 +288,7 @@ def test_the_graph_is_what_tensorrt_takes(case: str, rest: str, wide: Callable[.
 @pytest.mark.parametrize("rest", ["float32", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_stay_close(case: str, rest: str, wide: Callable[..., Any]) -> None:
-    """The noise of 8 bits everywhere is a hundredth of the signal at most, in random networks, with FP16 rounded too."""
+    """The noise of 8 bits everywhere is at most a hundredth of the signal, with FP16 rounded too."""
     model, encoded = wide(case)
     written, _ = quantized(model, encoded)
     if rest == "float16":
