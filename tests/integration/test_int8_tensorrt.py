@@ -16,6 +16,7 @@ from compress.export.trt_api import missing_trt
 from compress.export.trt_build import build_engine
 from compress.export.trt_profile import profile_from_lengths
 from compress.passes.base import ModelInfo
+from compress.passes.qat import Qat, QatConfig
 from compress.passes.quantize import Quantize, QuantizeConfig, searches
 from compress.quantization.rules import rules_for
 from compress.runtimes.target import find_target
@@ -122,3 +123,9 @@ def test_the_plan_and_the_key_know_the_precision_of_the_rest() -> None:
     assert Quantize().plan({"model": info}, other).result.traits == {"int8"}
     with pytest.raises(RecipeError, match="TensorRT only"):
         searches(QuantizeConfig(target="ort-cpu-1t", rest="float16"))
+
+
+def test_training_under_int8_is_refused_for_a_gpu() -> None:
+    info = ModelInfo("torch", frozenset())
+    with pytest.raises(RecipeError, match="for CPU targets"):
+        Qat().plan({"model": info, "teacher": info}, QatConfig(teacher="model", target="tensorrt"))

@@ -22,6 +22,7 @@ from compress.pruning.ladder import Widths
 from compress.quantization.calibration import calibrate
 from compress.quantization.fp16 import cast_fp16
 from compress.quantization.half_emulation import emulate_half
+from compress.quantization.int8 import quantize_static
 from compress.quantization.products import Product
 from compress.quantization.ranges import Histogram, Range, Statistics, vanishing_share
 from compress.quantization.rules import Placement, Seen, place, quantized_inputs, rules_for
@@ -310,3 +311,22 @@ def test_the_real_parser_and_builder_take_it(case: str, rest: str, wide: Callabl
     profile = profile_of_shapes({"pixel_values": (1, 8, 8)}, opt_batch=1, max_batch=4) if case == "vit" else text
     info = build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", profile)
     assert info["precision"] == "int8"
+
+
+@needs_trt
+def test_a_convolutional_network_has_no_integer_bias_and_builds(
+    tiny_images: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from compress.export.onnx_export import export_onnx
+    from compress.models.loading import load_torch
+
+    inputs = [TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 1, 16, 16))]
+    export_onnx(load_torch(tiny_images("resnet"), IMAGES), tmp_path / "float.onnx", inputs=inputs)
+    pixels = np.random.default_rng(0).normal(size=(8, 1, 16, 16)).astype(np.float32)
+    encoded = Encoded({"pixel_values": list(pixels)}, {})
+    written, notes = quantize_static(onnx.load(tmp_path / "float.onnx"), encoded, activation="int8", embeddings=False)
+    assert notes["nodes_quantized"]["Conv"] == 8
+    assert not [it for it in written.graph.initializer if it.data_type == TensorProto.INT32]
+    write_onnx(cast_fp16(written)[0], tmp_path / "model.onnx")
+    profile = profile_of_shapes({"pixel_values": (1, 16, 16)}, opt_batch=1, max_batch=4)
+    assert build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", profile)["precision"] == "int8"
