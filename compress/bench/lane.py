@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.artifact import Artifact
 from compress.bench.energy import Meter, Usage
-from compress.bench.launch import CHECKED, Child, ChildError
+from compress.bench.launch import CHECKED, ENDED, Child, ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.rounds import Series
 from compress.bench.settings import MeasureSettings
@@ -147,7 +147,7 @@ class Lane:
         if self.child is None:
             return None
         if not self.child.alive:
-            self.not_measured.setdefault(what, "the measuring process had ended")
+            self.not_measured.setdefault(what, ENDED)
             return None
         try:
             return self.child.ask(op, **job)
