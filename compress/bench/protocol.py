@@ -2,12 +2,12 @@
 
 Subjects whose targets share a device and a number of threads form one group, so that a ratio between two runtimes
 is as fair as one between two artifacts. For each group, several launches: open each artifact in a fresh child, warm
-it up, then run rounds A B C, B C A, C A B over one seeded sequence of real inputs until the ratios are precise enough
-or the time is used up (``rounds``). While one child is timed the others wait on their standard input, so they use no
-processor, and slow drift of the machine falls on all of them alike. A few rounds of their own follow on the second
-clock, end to end. In the last launch, child after child: memory and predictions of every example before those,
-after them what may need more memory than a single input: throughput (``sweep``) and
-scenarios (``scenarios``). A child that fails leaves a row with the reason.
+it up, then run rounds over one seeded sequence of real inputs until the ratios are precise enough or the time is
+used up (``rounds``). In a round they take turns of a few inputs, A B C, B C A, C A B, so that what disturbs the
+machine falls on all of them alike; while one child is timed the others wait on their standard input, so they use no
+processor. A few rounds of their own follow on the second clock, end to end. In the last launch, child after child:
+memory and predictions of every example before those, after them what may need more memory than a single input:
+throughput (``sweep``) and scenarios (``scenarios``). A child that fails leaves a row with the reason.
 """
 
 from __future__ import annotations
@@ -157,10 +157,13 @@ class _Group:
             measure_scenarios(self.lanes, self.plan.sequence, self.plan.settings, self.emit)
 
     def _run_rounds(self, launch: int, meter: Meter | None) -> None:
-        done = 0
+        done, turns = 0, self.plan.turns()
         while any(lane.child for lane in self.lanes):
-            for lane in rotated(self.lanes, launch + done):
-                lane.round(self.plan, meter)
+            for number, indices in enumerate(turns, start=launch + done):
+                for lane in rotated(self.lanes, number):
+                    lane.turn(indices, self.plan, meter)
+            for lane in self.lanes:
+                lane.end_round()
             done += 1
             self.emit("measuring: timing rounds", done, self.plan.settings.rounds)
             if self.pace.ends(done, self._series):
