@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SPEED = (
     "no speed-up is claimed: 2:4 gains only on sparse tensor cores (NVIDIA Ampere and later) through TensorRT, "
-    "where it builds an engine with sparse kernels; this step measured nothing"
+    "and only where that picks sparse kernels; not measured by this step"
 )
 
 
