@@ -1,12 +1,13 @@
-"""2:4 sparsity by magnitude: which linear layers take it, and what it costs them.
+"""2:4 sparsity: which linear layers take it, which weights go, and what it costs.
 
 In every group of four consecutive inputs of an output the two smallest weights become zero (Mishra et al. 2021,
-arXiv:2104.08378, section 4.1). Shapes stay: only sparse tensor cores skip the zeros.
+arXiv:2104.08378, section 4.1), or those that are smallest times the size of what they multiply (Wanda, Sun et al.
+2023, arXiv:2306.11695, eq. 1). Shapes stay: only sparse tensor cores skip the zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,11 @@ from compress.models.sparsity import mask24
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from compress.data.encoded import Encoded
+
+Sizes = Callable[[list[str]], Mapping[str, np.ndarray]]
+"""Paths of linear layers -> for each of them (inputs,): how large every input is, root mean square."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,16 @@ class Decision:
         return not self.reason
 
 
-def sparsify(model: PreTrainedModel, *, multiple: int = 32, exclude: Sequence[str] = ()) -> list[Decision]:
+def sparsify(
+    model: PreTrainedModel, *, multiple: int = 32, exclude: Sequence[str] = (), sizes: Sizes | None = None
+) -> list[Decision]:
     """Make the linear layers of an encoder 2:4, in place.
 
     Args:
         model: a supported encoder.
         multiple: layers whose inputs or outputs are no multiple of this stay; itself one of 4.
         exclude: globs of paths that stay.
+        sizes: weighs every weight by its input; None: by its own magnitude alone.
 
     Returns:
         One decision for each linear layer, embedding table and convolution, in the order of the model.
@@ -62,27 +71,42 @@ def sparsify(model: PreTrainedModel, *, multiple: int = 32, exclude: Sequence[st
     modules = {path: it for path, it in model.named_modules() if isinstance(it, nn.Linear | nn.Embedding | nn.Conv2d)}
     inside = {module for layer in layer_list(model) for module in layer.modules()}
     _check_globs(exclude, [path for path, module in modules.items() if module in inside])
-    decisions = []
-    for path, module in modules.items():
-        reason = _reason(module, module in inside, multiple)
-        if not reason and any(fnmatchcase(path, glob) for glob in exclude):
-            reason = "excluded by the recipe"
-        if reason:
-            decisions.append(Decision(path, reason=reason))
-            continue
-        weight = module.weight.detach().cpu().numpy()
-        mask = mask24(np.abs(weight))
-        decisions.append(Decision(path, energy_kept(weight, mask)))
-        with torch.no_grad():
-            module.weight.masked_fill_(torch.from_numpy(~mask).to(module.weight.device), 0.0)
-    if not any(decision.sparse for decision in decisions):
-        reasons = sorted({decision.reason for decision in decisions})
+    reasons = {
+        path: _reason(module, module in inside, multiple)
+        or ("excluded by the recipe" if any(fnmatchcase(path, glob) for glob in exclude) else "")
+        for path, module in modules.items()
+    }
+    chosen = [path for path, reason in reasons.items() if not reason]
+    if not chosen:
         raise UsageError(
             "No linear layer of the model can become 2:4 sparse.",
-            value="; ".join(reasons[:4]),
+            value="; ".join(sorted(set(reasons.values()))[:4]),
             fix="Lower `multiple`, exclude less, or leave the step out.",
         )
+    worth = {} if sizes is None else sizes(chosen)
+    decisions = []
+    for path, reason in reasons.items():
+        energy = 1.0
+        if not reason:
+            parameter = modules[path].weight
+            weight = parameter.detach().cpu().numpy()
+            mask = mask24(np.abs(weight) * worth.get(path, 1.0))
+            energy = energy_kept(weight, mask)
+            with torch.no_grad():
+                parameter.masked_fill_(torch.from_numpy(~mask).to(parameter.device), 0.0)
+        decisions.append(Decision(path, energy, reason))
     return decisions
+
+
+def input_sizes(model: PreTrainedModel, encoded: Encoded, batch_size: int = 32) -> Sizes:
+    """Return the function that measures root mean squares of inputs, over all tokens of texts without padding."""
+    from compress.pruning.factorization import input_moments
+
+    def sizes(paths: list[str]) -> dict[str, np.ndarray]:
+        moments = input_moments(model, encoded, paths, batch_size)
+        return {path: np.sqrt(np.diag(it.covariance) + it.mean**2) for path, it in moments.items()}
+
+    return sizes
 
 
 def energy_kept(weight: np.ndarray, mask: np.ndarray) -> float:

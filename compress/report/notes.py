@@ -123,7 +123,7 @@ def _sparsify(notes: Notes, unit: Unit) -> Pairs:
     mean = sum(kept.values()) / len(kept)
     energy = f"{numbers.share(mean, 1)} on average, least {numbers.share(kept[least], 1)} in {least}"
     return [
-        ("2:4 sparse", f"{numbers.count(len(kept))} linear layers"),
+        ("2:4 sparse", f"{numbers.count(len(kept))} linear layers, by {notes.pop('by')}"),
         ("zeros", zeros),
         ("squares of the weights kept", energy),
         *_left(left),

@@ -125,7 +125,7 @@ def test_notes_say_what_became_sparse_and_claim_no_speed(sparse: Artifact, dense
 
 def test_the_report_words_the_notes(sparse: Artifact) -> None:
     pairs = dict(note_pairs(Step(id="s", name="sparsify", notes=sparse.manifest.notes)))
-    assert pairs["2:4 sparse"] == "12 linear layers"
+    assert pairs["2:4 sparse"] == "12 linear layers, by magnitude"
     assert pairs["zeros"].startswith("50 % of the weights of these layers, ")
     assert "pooler, classifier" in pairs["left as they were"]
     assert list(pairs) == ["2:4 sparse", "zeros", "squares of the weights kept", "left as they were", "speed"]

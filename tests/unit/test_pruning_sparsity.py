@@ -113,6 +113,20 @@ def test_widths_that_sparse_kernels_do_not_take_stay_dense(model: nn.Module) -> 
     }
 
 
+def test_by_inputs_the_outputs_change_least_where_inputs_are_not_correlated(model: nn.Module) -> None:
+    """The oracle zeroes each of the six pairs of a group and compares the change of the output on orthogonal inputs."""
+    path, rng = "bert.encoder.layer.0.attention.self.query", np.random.default_rng(2)
+    inputs = np.linalg.qr(rng.normal(size=(40, 32)))[0] * rng.exponential(size=32)
+    weight = model.get_submodule(path).weight.detach().double().numpy().copy()
+    sparsify(model, sizes=lambda paths: {path: np.sqrt((inputs**2).mean(axis=0)) for path in paths if "query" in path})
+    kept = model.get_submodule(path).weight.detach().numpy() != 0
+    for output, group in itertools.product(range(3), range(8)):
+        at = np.arange(4) + 4 * group
+        lost = np.square(inputs[:, at] @ np.where(kept[output, at], 0, weight[output, at])).sum()
+        gone = [np.where(np.isin(np.arange(4), pair), weight[output, at], 0) for pair in CHOICES]
+        assert lost == pytest.approx(min(np.square(inputs[:, at] @ it).sum() for it in gone))
+
+
 def test_every_layer_of_a_pruned_model_whose_widths_fit(tiny_classifier: Callable[..., Path]) -> None:
     pruned = load_torch(tiny_classifier(pruned=True), TASK)
     assert all(it.sparse for it in sparsify(pruned, multiple=8) if "encoder.layer" in it.path)
