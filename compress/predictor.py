@@ -19,6 +19,8 @@ from compress.tasks.base import Task, task_from
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_HALF = {"fp16": 2e-2, "bf16": 1e-1}
+"""Trait -> share of the largest output by which golden outputs may differ: 8 bits round 8 times as coarsely as 11."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts; for an image model the path of an image."""
 
@@ -50,7 +52,7 @@ def load(
     opener = runtimes.get(name)()
     place = device or ("cuda" if name == "tensorrt" else "cpu")
     target = Target.model_validate({"name": "predictor", "runtime": name, "device": place, "threads": threads})
-    available = opener.available(target)
+    available = opener.takes(artifact, target)
     if not available.ok:
         raise MissingCapabilityError(
             f"The runtime {name!r} cannot open this artifact here.",
@@ -114,8 +116,8 @@ class Predictor:
     def check_golden(self) -> None:
         """Run the golden inputs and compare with the golden outputs.
 
-        Float32 must agree to 1e-3 of the largest output (at least 1e-3), float16 to 2e-2 of it. Integer kernels
-        round differently on different CPUs: there the mean cosine must be at least 0.95.
+        Float32 must agree to 1e-3 of the largest output (at least 1e-3), FP16 to 2e-2 of it, BF16 to 1e-1. Integer
+        kernels round differently on different CPUs: there the mean cosine must be at least 0.95.
 
         Raises:
             IntegrityError: they differ by more.
@@ -133,7 +135,8 @@ class Predictor:
             norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
             fine = bool(((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).mean() >= 0.95)
         else:
-            fine = bool(gap <= (2e-2 if "fp16" in self.artifact.traits else 1e-3) * size)
+            allowed = next((share for trait, share in _HALF.items() if trait in self.artifact.traits), 1e-3)
+            fine = bool(gap <= allowed * size)
         if not fine:
             raise IntegrityError(
                 "The artifact does not give its golden outputs on this machine.",

@@ -87,7 +87,7 @@ def measure(
         return []
     sequence = _sequence([subject.encoded for subject in subjects], settings.inputs, seed)
     for lane in lanes:
-        found = runtimes.get(lane.target.runtime)().available(lane.target)
+        found = runtimes.get(lane.target.runtime)().takes(lane.subject.artifact, lane.target)
         if not found.ok or (latency_only and lane.target.evidence == "emulated"):
             lane.stopped("skipped", found.reason or NO_TIMES)
     groups: dict[tuple[str, int], list[Lane]] = {}

@@ -46,7 +46,7 @@ def count_weights(onnx_file: Path) -> int:
 
 
 def traits_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return what was done to the precision of an ONNX model: ``int4``, ``int8`` and ``fp16``, as its graph shows."""
+    """Return what was done to the precision of an ONNX model: ``bf16``, ``fp16``, ``int4``, ``int8``, as it shows."""
     import onnx
 
     graph = model.graph
@@ -55,7 +55,9 @@ def traits_of(model: onnx.ModelProto) -> tuple[str, ...]:
     bits = {_bits(node) for node in graph.node if node.op_type in BLOCK_OPERATORS}
     found["int8"] |= 8 in bits
     found["int4"] = 4 in bits
-    found["fp16"] = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    stored = {tensor.data_type for tensor in graph.initializer}
+    found["fp16"] = onnx.TensorProto.FLOAT16 in stored
+    found["bf16"] = onnx.TensorProto.BFLOAT16 in stored
     return tuple(name for name in sorted(found) if found[name])
 
 

@@ -120,6 +120,8 @@ class Pass(ABC):
     """What the parity check may demand of the outputs, compared with the ``model`` input."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Splits that the pass may read."""
+    spares: ClassVar[tuple[str, ...]] = ()
+    """Those of ``uses`` that it can go without: a recipe whose data lacks them still runs."""
     trains: ClassVar[bool] = False
     """Whether the result depends on the number of threads and the device (training does)."""
 

@@ -73,7 +73,8 @@ def _load(plan: RunPlan, source: Source | None) -> TaskData:
     needed = {"validation": "gates and checkpoints"}
     for step in plan.steps:
         reads = () if step.reason else step.pass_.reads(step.config)
-        needed |= {name: f"step {step.id!r}" for name in reads if name != "transfer"}
+        spared = ("transfer", *step.pass_.spares)
+        needed |= {name: f"step {step.id!r}" for name in reads if name not in spared}
     for name, by in needed.items():
         if name not in data:
             raise DataError(

@@ -46,7 +46,7 @@ def same_widths(state: RunState, origin: str) -> Iterator[str]:
 
 
 def precision(state: RunState, id_: str) -> str:
-    """Return the precision of a finished step's artifact: fp32, fp16, int8 or int4."""
+    """Return the precision of a finished step's artifact: fp32, fp16, bf16, int8 or int4."""
     artifact = state.artifact(id_)
     traits = set(artifact.manifest.traits) if artifact is not None else set()
-    return next((name for name in ("int4", "int8", "fp16") if name in traits), "fp32")
+    return next((name for name in ("int4", "int8", "fp16", "bf16") if name in traits), "fp32")

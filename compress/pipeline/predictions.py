@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from compress import __version__
-from compress.artifact import Artifact, hash_json
+from compress.artifact import Artifact, create_artifact, hash_json
 from compress.bench.environment import environment
 from compress.bench.protocol import predict
 from compress.data.encoded import Encoded
@@ -29,7 +30,10 @@ class Prediction(NamedTuple):
 
 
 class Predictions:
-    """Outputs on the validation split, by artifact: one example at a time, on one thread, as deployed."""
+    """Outputs on the validation split, by artifact: one example at a time, on one thread, as deployed.
+
+    FP16 and BF16 graphs are emulated, see ``compress.quantization.half_emulation``.
+    """
 
     def __init__(self, store: Store, run: RunConfig, emit: Progress) -> None:
         self._store = store
@@ -69,8 +73,26 @@ class Predictions:
 
         def build(payload: object) -> None:
             with self._store.workspace() as work:
-                outputs = predict(artifact, target, encoded, work=work)
+                outputs = predict(_runnable(artifact, work), target, encoded, work=work)
             np.save(f"{payload}/outputs.npy", outputs, allow_pickle=False)
 
         path, _ = self._store.get_or_build(key, f"outputs on validation of {artifact.digest[:12]}", build)
         return Prediction(np.load(path / "outputs.npy", allow_pickle=False), encoded)
+
+
+def _runnable(artifact: Artifact, work: Path) -> Artifact:
+    """Return the artifact, or what a 16-bit graph computes on a GPU: a CPU does not round, or has no kernels."""
+    if artifact.kind != "onnx" or not {"fp16", "bf16"} & artifact.traits:
+        return artifact
+    import onnx
+
+    from compress.export.companions import copy_companions
+    from compress.quantization.half_emulation import emulate_half
+
+    folder, manifest = work / "emulated", artifact.manifest
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(emulate_half(onnx.load(artifact.file())).SerializeToString())
+    copy_companions(artifact.path, folder)
+    return create_artifact(
+        folder, kind="onnx", task=manifest.task, graphs=manifest.graphs, made_by=manifest.made_by, seed=manifest.seed
+    )

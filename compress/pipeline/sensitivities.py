@@ -134,7 +134,7 @@ def _float_artifact(source: str, store: Store) -> Artifact:
         artifact = _only_float_step(folder, store)
     else:
         artifact = open_artifact(folder)
-    done = [name for name in ("int8", "int4", "fp16") if name in artifact.traits]
+    done = [name for name in ("int8", "int4", "fp16", "bf16") if name in artifact.traits]
     if done or artifact.kind not in ("onnx", "torch"):
         what = f"it is {done[0].upper()} already" if done else f"it is of the kind {artifact.kind}"
         raise ModelError(
@@ -151,7 +151,7 @@ def _only_float_step(run: Path, store: Store) -> Artifact:
     for id_, record in read_run(run).steps.items():
         if record.status == "done":
             artifact = find_artifact(run, id_, store)
-            if artifact.kind == "onnx" and not {"int8", "int4", "fp16"} & artifact.traits:
+            if artifact.kind == "onnx" and not {"int8", "int4", "fp16", "bf16"} & artifact.traits:
                 found[id_] = artifact
     if len(found) != 1:
         raise UsageError(

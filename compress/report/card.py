@@ -15,7 +15,7 @@ from compress.report.model import Accuracy, Report, Row, Step
 CARD_NAME = "README.md"
 _LIBRARIES = {"torch": "transformers"}
 _VARIABLE = re.compile(r"^\$\{\w+\}/")
-_REDUCED = {"int8", "int4", "fp16"}
+_REDUCED = {"int8", "int4", "fp16", "bf16"}
 _CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed", "sparse24"}
 _AUTO = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "ORTModelForSequenceClassification"),
@@ -25,6 +25,7 @@ _WORDS = {
     "int8": "8-bit integer products",
     "int4": "4-bit weights",
     "fp16": "float16 weights",
+    "bf16": "bfloat16 weights",
     "pruned": "heads, neurons or layers removed",
     "distilled": "trained to answer as a teacher does",
     "finetuned": "fine-tuned",

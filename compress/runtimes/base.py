@@ -89,6 +89,10 @@ class Runtime(ABC):
     def available(self, target: Target) -> Availability:
         """Say whether ``target`` can run on this machine, without loading a model."""
 
+    def takes(self, artifact: Artifact, target: Target) -> Availability:
+        """Say whether ``target`` can run this very artifact here, by what its manifest says."""
+        return self.available(target)
+
     @abstractmethod
     def open(self, artifact: Artifact, target: Target) -> Session:
         """Open an artifact under the target's threads and device.

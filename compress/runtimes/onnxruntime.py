@@ -24,6 +24,11 @@ PROVIDERS = ["CPUExecutionProvider"]
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
 """Wheels that all unpack into the folder ``onnxruntime``: the last one installed wins, file by file."""
 
+NO_BF16 = (
+    "ONNX Runtime has no BF16 kernels for CPUs: the file is for GPUs; gate and parity on validation were judged on a "
+    "float32 emulation that rounds every value to BF16"
+)
+
 
 class OnnxRuntime(Runtime):
     """Runs every ONNX artifact with the same session options.
@@ -52,6 +57,12 @@ class OnnxRuntime(Runtime):
             return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
         reason = why_not(target)
         return Availability(not reason, reason)
+
+    def takes(self, artifact: Artifact, target: Target) -> Availability:
+        found = self.available(target)
+        if found.ok and target.device == "cpu" and "bf16" in artifact.traits:
+            return Availability(False, NO_BF16)
+        return found
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)

@@ -22,7 +22,7 @@ from compress.errors import RecipeError
 from compress.passes.base import ModelInfo, library_versions, passes
 from compress.pipeline import planning
 from compress.recipe import parse_recipe
-from compress.runtimes.base import runtimes
+from compress.runtimes.base import RUNTIME_OF, runtimes
 from compress.runtimes.target import Target
 
 HEAVY = ("datasets", "nncf", "onnx", "onnxruntime", "openvino", "tensorrt", "torch", "transformers")
@@ -42,7 +42,11 @@ class Example:
 TINY = {"vocab_size": 60, "layers": 1, "hidden": 16, "heads": 2, "intermediate": 16}
 EXAMPLES: dict[str, tuple[Example, ...]] = {
     "build": (Example({}, "onnx"),),
-    "cast": (Example({}, "onnx"), Example({"keep_float32": ["Softmax"]}, "onnx")),
+    "cast": (
+        Example({}, "onnx"),
+        Example({"keep_float32": ["Softmax"], "calibrate": False}, "onnx"),
+        Example({"dtype": "bfloat16"}, "onnx"),
+    ),
     "distill": (Example({"teacher": "model", "epochs": 1, "student": {"layers": 1}}, others=("teacher",)),),
     "export": (Example(),),
     "factorize": (Example({"embeddings": 8, "linears": 0.5, "samples": 8}), Example({"max_error": 0.1, "samples": 8})),
@@ -311,14 +315,14 @@ def reopened(apply: Apply) -> dict[str, Any]:
 def test_a_new_process_loads_it_and_gets_equal_outputs(applied: Applied, reopened: dict[str, Any]) -> None:
     artifact = applied.made
     answer = reopened[artifact.digest]
-    if artifact.kind == "tensorrt":
-        target = Target(name="x", runtime="tensorrt", device="cuda")
-        if not runtimes.get("tensorrt")().available(target).ok:
-            reason, _, fix = answer.partition(" | ")
-            assert reason
-            assert fix
-            return
-    else:
+    device = "cuda" if artifact.kind == "tensorrt" else "cpu"
+    target = Target(name="x", runtime=RUNTIME_OF[artifact.kind], device=device)
+    if not runtimes.get(target.runtime)().takes(artifact, target).ok:
+        reason, _, fix = answer.partition(" | ")
+        assert reason
+        assert fix
+        return
+    if artifact.kind != "tensorrt":
         assert artifact.manifest.golden is not None, "an artifact that runs on any machine carries golden outputs"
     with compress.load(artifact.path, threads=1) as predictor:
         assert np.isfinite(answer).all()

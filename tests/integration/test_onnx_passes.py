@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from compress.artifact import Artifact, PassRecord, create_artifact, open_artifact
 from compress.data.splits import Split, TaskData
-from compress.errors import DataError, RecipeError
+from compress.errors import DataError, ModelError, RecipeError
 from compress.export.onnx_clean import find_paths
 from compress.export.trt_api import missing_trt
 from compress.models.golden import golden_torch
@@ -116,8 +116,44 @@ def test_chain_keeps_outputs_signature_and_provenance(torch_artifact: Artifact, 
         entry["reason"] for entry in variants["int4-weights"].manifest.notes["float"]
     }
     assert variants["fp16"].manifest.notes["kept_float32"] == {"asked for": 2}
+    measured = variants["fp16"].manifest.notes["calibration"]
+    assert (measured["examples"], measured["headroom"]) == (len(ROWS), 4.0)
+    assert 1 < measured["largest_value"]["value"] < 16376
+    assert variants["fp16"].manifest.data == {"calibration": "0" * 64}
     again = apply("quantize", exported, reduce_range=True)
     assert again.digest == variants["dynamic"].digest
+
+
+def test_cast_without_examples_looks_at_weights_only_and_says_so(
+    torch_artifact: Artifact, apply: Callable[..., Artifact]
+) -> None:
+    exported = apply("export", torch_artifact)
+    bare = apply("cast", exported, data=TaskData({}, TASK.labels))
+    assert bare.manifest.notes["calibration"].startswith("there are no calibration examples: only weights")
+    asked = apply("cast", exported, calibrate=False)
+    assert asked.manifest.notes["calibration"].startswith("the recipe says `calibrate: false`")
+    assert asked.digest == bare.digest == apply("cast", exported).digest
+
+
+def test_bf16_is_judged_by_its_emulation(torch_artifact: Artifact, apply: Callable[..., Artifact]) -> None:
+    exported = apply("export", torch_artifact)
+    made = apply("cast", exported, dtype="bfloat16")
+    assert made.traits == {"pruned", "bf16"}
+    assert "rounded to BF16" in made.manifest.notes["golden"]
+    assert 0 < golden_gap(exported, made) < 0.05
+    assert made.size_bytes < 0.75 * exported.size_bytes
+
+
+def test_integers_of_the_cpu_are_refused_and_pairs_are_cast(
+    torch_artifact: Artifact, apply: Callable[..., Artifact]
+) -> None:
+    exported = apply("export", torch_artifact)
+    with pytest.raises(ModelError, match="no 16-bit form"):
+        apply("cast", apply("quantize", exported))
+    pairs = apply("quantize", exported, method="static", activation="int8")
+    made = apply("cast", pairs)
+    assert made.traits == {"pruned", "int8", "fp16"}
+    assert golden_gap(pairs, made) < 0.05
 
 
 def test_range_of_weights_follows_the_target_and_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from compress.artifact import Artifact
 from compress.errors import ModelError, RecipeError
 from compress.export.golden import open_session
 from compress.export.onnx_clean import write_onnx
-from compress.quantization.fp16 import FILL, cast_fp16
+from compress.quantization.fp16 import cast_fp16
+from compress.quantization.half_format import FP16
 from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
@@ -29,8 +30,15 @@ def float_graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
     stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     return helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)]
+        helper.make_graph(nodes, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
     )
+
+
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feed)[0])
 
 
 @pytest.mark.parametrize(("family", "pruned"), [("bert", False), ("roberta", True), ("distilbert", True)])
@@ -86,7 +94,7 @@ def test_casts_stand_only_at_borders_and_once() -> None:
     assert types_of(model)["x"] == types_of(model)["y"] == TensorProto.FLOAT
 
 
-def test_weights_beyond_fp16_keep_their_node_and_are_shared_in_both_precisions() -> None:
+def test_weights_beyond_fp16_keep_their_node_and_a_weight_of_both_precisions_is_stored_once() -> None:
     big = np.array([1e5, 1, 1, 1], np.float32)
     small = np.array([1e-9, 1, 2, 3], np.float32)
     nodes = [
@@ -97,19 +105,62 @@ def test_weights_beyond_fp16_keep_their_node_and_are_shared_in_both_precisions()
     ]
     model, notes = cast_fp16(float_graph(nodes, {"big": big, "small": small}))
     assert notes["kept_float32"] == {"Exp overflows or cancels": 1, "a weight exceeds 65504": 1}
-    assert notes["weights"] == {
-        "float16": 1, "float32": 2, "mask_fills_replaced": 0, "numbers_flushed_to_zero": 1,
+    assert notes["kept_nodes"][0] == {
+        "node": "big add", "operator": "Add", "reason": "big reaches 100,000; FP16 ends at 65,504",
     }  # fmt: skip
+    assert notes["weights"] == {"float32": 2, "mask_fills_replaced": 0, "numbers_flushed_to_zero": 1}
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     np.testing.assert_array_equal(stored["big"], big)
-    assert stored["small__float16"].dtype == np.float16
+    np.testing.assert_array_equal(stored["small"], small)
+    assert set(stored) == {"big", "small"}
 
 
 def test_mask_fill_becomes_half_the_range() -> None:
-    nodes = [helper.make_node("Add", ["x", "fill"], ["y"], name="mask")]
+    nodes = [
+        helper.make_node("Add", ["x", "fill"], ["a"], name="mask"),
+        helper.make_node("Softmax", ["a"], ["y"], name="scores"),
+    ]
     model, notes = cast_fp16(float_graph(nodes, {"fill": np.array(np.finfo(np.float32).min)}))
-    assert numpy_helper.to_array(model.graph.initializer[0]) == FILL
+    assert numpy_helper.to_array(model.graph.initializer[0]) == FP16.fill == -32752
     assert notes["weights"]["mask_fills_replaced"] == 1
+    assert notes["nodes_float32"] == 0
+
+
+def test_a_large_constant_that_is_no_mask_is_not_replaced() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "million"], ["a"], name="up"),
+        helper.make_node("Mul", ["a", "millionth"], ["y"], name="down"),
+    ]
+    constants = {"million": np.array(1e6, np.float32), "millionth": np.array(1e-6, np.float32)}
+    model, notes = cast_fp16(float_graph(nodes, constants))
+    assert notes["kept_float32"] == {"a weight exceeds 65504": 1, "a weight is too small for FP16": 1}
+    assert [entry["reason"] for entry in notes["kept_nodes"]] == [
+        "million reaches 1,000,000; FP16 ends at 65,504",
+        "millionth is at most 1e-06, and would lose 1 % of its size",
+    ]
+    x = np.array([[0.5, -0.25, 1.0, 0.0]], np.float32)
+    np.testing.assert_allclose(run(model, {"x": x}), x, rtol=1e-6)
+
+
+def test_a_tied_weight_stays_one() -> None:
+    """A table that is looked up and multiplied by, as a masked language model has it."""
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["rows"], name="rows"),
+        helper.make_node("Transpose", ["table"], ["turned"], name="turned"),
+        helper.make_node("MatMul", ["rows", "turned"], ["y"], name="product"),
+    ]
+    table = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), "table")
+    graph = helper.make_graph(nodes, "g", [x], [y], [table])
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    for keep, wanted in (((), ["table__float16"]), (("product",), ["table__float16"]), (("turned",), ["table"])):
+        model, _ = cast_fp16(source, keep)
+        assert [tensor.name for tensor in model.graph.initializer] == wanted
+        assert model.graph.initializer[0].data_type == (
+            TensorProto.FLOAT if wanted == ["table"] else TensorProto.FLOAT16
+        )
+        assert types_of(model)["y"] == TensorProto.FLOAT
 
 
 def test_operators_without_an_fp16_form_stay_as_the_schema_says() -> None:
