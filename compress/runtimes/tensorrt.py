@@ -43,13 +43,13 @@ class TensorrtRuntime(Runtime):
                 missing.append(f"torch {torch.__version__}, which holds the buffers, cannot use the GPU")
         return Availability(not missing, "; ".join(missing))
 
-    def preload(self) -> None:
+    def preload(self, target: Target) -> None:
         for module in ("torch", *_installed()):
             import_module(module)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
-        return TensorrtSession(*_deserialize(artifact.file().read_bytes()))
+        return TensorrtSession(*_deserialize(artifact.file().read_bytes()), cuda_graph=target.cuda_graph)
 
 
 def _installed() -> list[str]:

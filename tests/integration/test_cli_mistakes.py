@@ -196,7 +196,7 @@ def test_a_missing_package_of_an_optional_step_is_only_noted(warm, call, monkeyp
 
 
 def test_training_on_a_gpu_that_is_not_there(warm, call, monkeypatch) -> None:
-    monkeypatch.setattr("compress.pipeline.planning.why_no_cuda", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("compress.pipeline.planning.why_no_cuda", lambda: "no GPU (no NVIDIA driver is installed)")
     recipe = warm.recipe("gpu", [{"finetune": {"epochs": 1}}], run={"device": "cuda"})
     refuse(warm, call, recipe, 3, "no NVIDIA driver")
 
