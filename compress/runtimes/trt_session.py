@@ -30,6 +30,8 @@ class TensorrtSession(Session):
         cuda_graph: whether kernels are replayed from CUDA graphs.
     """
 
+    device = "cuda"
+
     def __init__(self, trt: Any, runtime: Any, engine: Any, *, cuda_graph: bool = False) -> None:
         import torch
 
@@ -155,13 +157,13 @@ class TensorrtSession(Session):
         return torch.from_numpy(array).to(self._dtypes[self._engine.get_tensor_dtype(name)])
 
     def _to_device(self, name: str, array: np.ndarray) -> Any:
-        return self._to_host(name, array).to("cuda").contiguous()
+        return self._to_host(name, array).to(self.device).contiguous()
 
     def _empty(self, context: Any, name: str) -> Any:
         import torch
 
         dtype = self._dtypes[self._engine.get_tensor_dtype(name)]
-        return torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+        return torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device=self.device)
 
 
 class _Graph:
