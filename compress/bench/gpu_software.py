@@ -1,4 +1,4 @@
-"""The software between a model and a GPU: driver, and what each library was built for. Imports neither torch nor CUDA."""
+"""The software between a model and a GPU: the driver, and what each library was built for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def driver_version() -> str | None:
 
 
 def torch_cuda() -> str | None:
-    """Return the CUDA version that torch was built for, from its version file; None without torch or for a CPU build."""
+    """Return the CUDA version that torch was built for, from its version file; None if for none."""
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None

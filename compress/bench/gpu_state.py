@@ -27,7 +27,12 @@ def drift(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def in_words(states: Sequence[Mapping[str, Any]]) -> str:
     """Say in a few words what was read: ranges of clocks, temperature and power; empty if nothing was."""
-    units = {"sm_mhz": ("SM", "MHz"), "memory_mhz": ("memory", "MHz"), "temperature_c": ("", "°C"), "power_w": ("", "W")}
+    units = {
+        "sm_mhz": ("SM", "MHz"),
+        "memory_mhz": ("memory", "MHz"),
+        "temperature_c": ("", "°C"),
+        "power_w": ("", "W"),
+    }
     parts = []
     for name, (what, unit) in units.items():
         values = sorted(round(state[name]) for state in states if state[name] is not None)

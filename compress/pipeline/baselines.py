@@ -60,9 +60,7 @@ def _on_cpu(
         yield Baseline(ONNX, exported, _cpu_target("onnxruntime", "ort-cpu", wanted, threads, isa))
 
 
-def _cpu_target(
-    runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None, isa: Isa | None
-) -> Target:
+def _cpu_target(runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None, isa: Isa | None) -> Target:
     for target in wanted:
         if (target.runtime, target.group, target.memory_bytes) == (runtime, ("cpu", threads, isa), None):
             return target

@@ -8,8 +8,8 @@ from typing import Any
 from compress.bench.measurement import Measurement
 from compress.pipeline.costs import costs_of, missing_of
 from compress.pipeline.emulated import isa_of, part_of, twin_of
-from compress.pipeline.int8 import findings, integers
 from compress.pipeline.gpu import on_the_cpu
+from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
 from compress.pipeline.running import RunState

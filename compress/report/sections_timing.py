@@ -81,7 +81,9 @@ def _clocks(report: Report, rows: list[Row], *, legend: bool) -> Table:
     ]
     device = any(row.latency and row.latency.device_ms for row in rows)
     if device:
-        columns.append(Column("device", "GPU", "kernels, ms", "median of the kernels alone, by CUDA events, in own runs"))
+        columns.append(
+            Column("device", "GPU", "kernels, ms", "median of the kernels alone, by CUDA events, in own runs")
+        )
     if both:
         columns += [
             Column("e2e50", "p50", "end to end, ms"),

@@ -111,9 +111,7 @@ class OrtCudaSession(Session):
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         plain = self._target if profile is None else self._target.model_copy(update={"cuda_graph": False})
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=self._providers(plain), enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=self._providers(plain), enable_fallback=0)
         require_first(session.get_providers(), self._providers(plain)[0])
         return session
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +21,17 @@ _WARM_RUNS = 3
 
 
 class TorchSession(Session):
-    """The thread count and the TF32 switches are global in torch: they are set on opening and put back on closing."""
+    """The thread count and a GPU's TF32 switches are global in torch: set on opening, put back on closing."""
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, list[str]], target: Target) -> None:
         import torch
 
         self._target = target
-        self._threads_before, self._tf32_before = torch.get_num_threads(), tf32()
+        self._threads_before = torch.get_num_threads()
         torch.set_num_threads(thread_count(target))
-        set_tf32((target.precision == "tf32",) * 2)
+        self._tf32_before = tf32() if target.device == "cuda" else None
+        if target.device == "cuda":
+            set_tf32((target.precision == "tf32",) * 2)
         self._device = torch.device(target.device)
         self._dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(target.precision or "", torch.float32)
         model = model.to(self._device).eval()
@@ -61,7 +62,7 @@ class TorchSession(Session):
         return {
             "device": str(self._device),
             "dtype": str(self._dtype).removeprefix("torch."),
-            "tf32": any(tf32()) if self._device.type == "cuda" else False,
+            "tf32": self._target.precision == "tf32",
             "compiled": self._target.compile,
             "cuda_graphs": len(self._graphs),
         }
@@ -78,7 +79,8 @@ class TorchSession(Session):
 
         if hasattr(self, "_model"):
             torch.set_num_threads(self._threads_before)
-            set_tf32(self._tf32_before)
+            if self._tf32_before is not None:
+                set_tf32(self._tf32_before)
             self._graphs.clear()
             del self._model, self._forward
 
@@ -150,16 +152,14 @@ def event_ms(run: Callable[[], Any]) -> float:
 
 
 def tf32() -> tuple[bool, bool]:
-    """Say whether products and whether convolutions may round float32 inputs to TF32 on a GPU."""
+    """Say whether products and whether cuDNN may round float32 inputs to TF32 on a GPU."""
     import torch
 
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    return products.fp32_precision == "tf32", convolutions.fp32_precision == "tf32"
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 def set_tf32(allowed: tuple[bool, bool]) -> None:
-    """Set what ``tf32`` reads."""
+    """Set what ``tf32`` reads. These switches set ``fp32_precision`` too, and torch refuses to read a mixture."""
     import torch
 
-    for switch, yes in zip((torch.backends.cuda.matmul, torch.backends.cudnn.conv), allowed, strict=True):
-        switch.fp32_precision = "tf32" if yes else "ieee"
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed

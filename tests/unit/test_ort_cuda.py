@@ -32,9 +32,7 @@ class OnCpu(ort_cuda.OrtCudaSession):
         return [CPU]
 
 
-def test_bound_buffers_give_what_a_plain_run_gives(
-    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded
-) -> None:
+def test_bound_buffers_give_what_a_plain_run_gives(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> None:
     artifact = tiny_onnx()
     batches = [tiny_encoded.batch(part) for part in ([0, 1, 2], [3], [4, 5, 6], [3], [0, 1, 2])]
     plain = OnnxRuntime().open(artifact, find_target("ort-cpu-1t"))
@@ -62,9 +60,7 @@ def test_an_output_stays_what_it_was_when_the_next_batch_runs(
         np.testing.assert_array_equal(first, before)
 
 
-def test_placement_counts_the_nodes_of_each_provider(
-    tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded
-) -> None:
+def test_placement_counts_the_nodes_of_each_provider(tiny_onnx: Callable[..., Artifact], tiny_encoded: Encoded) -> None:
     with OnCpu(tiny_onnx(), find_target("ort-cuda")) as session:
         assert "nodes" not in session.placement(), "nothing was run that could be profiled"
         session.run(tiny_encoded.batch([0]))

@@ -86,15 +86,17 @@ def test_the_device_clock_is_of_a_gpu(opened: Callable[..., TorchSession]) -> No
 
 
 @pytest.mark.parametrize("before", [(False, False), (True, True), (False, True)])
-@pytest.mark.parametrize(("precision", "during"), [("fp32", (False, False)), (None, (False, False))])
+@pytest.mark.parametrize(("name", "during"), [("torch-cuda", "ieee"), ("torch-cuda-tf32", "tf32")])
 def test_tf32_is_set_while_open_and_put_back(
-    before: tuple[bool, bool], precision: str | None, during: tuple[bool, bool], opened: Callable[..., TorchSession]
+    before: tuple[bool, bool], name: str, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = tf32()
+    cpu, old = torch.device("cpu"), tf32()
+    monkeypatch.setattr(torch, "device", lambda name: cpu)
     try:
         set_tf32(before)
-        session = opened(Bag(), precision=precision)
-        assert tf32() == during
+        session = TorchSession(Bag(), {"model": ["input_ids"]}, find_target(name))  # type: ignore[arg-type]
+        assert torch.backends.cuda.matmul.fp32_precision == during
+        assert tf32() == (during == "tf32",) * 2
         session.close()
         session.close()
         assert tf32() == before
@@ -102,12 +104,11 @@ def test_tf32_is_set_while_open_and_put_back(
         set_tf32(old)
 
 
-def test_the_target_with_tf32_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_on_the_cpu_leaves_the_switches_of_a_gpu_alone(opened: Callable[..., TorchSession]) -> None:
     old = tf32()
-    monkeypatch.setattr(torch, "device", lambda name: torch.zeros(1).device)
-    session = TorchSession(Bag(), {"model": ["input_ids"]}, find_target("torch-cuda-tf32"))  # type: ignore[arg-type]
     try:
-        assert tf32() == (True, True)
+        set_tf32((True, False))
+        opened(Bag())
+        assert tf32() == (True, False)
     finally:
-        session.close()
-    assert tf32() == old
+        set_tf32(old)

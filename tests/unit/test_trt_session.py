@@ -1,4 +1,4 @@
-"""Running an engine: buffers, CUDA graphs and layer times, against a stand-in for TensorRT that works on host memory."""
+"""Running an engine: buffers, CUDA graphs, layer times, against a stand-in for TensorRT that works on host memory."""
 
 from __future__ import annotations
 
@@ -150,13 +150,12 @@ def test_outputs_are_right_whatever_shape_came_before(engine: Engine, cuda_graph
 
 def test_a_shape_is_run_plainly_once_then_recorded_then_replayed(engine: Engine) -> None:
     session = OnHost(TRT, None, engine, cuda_graph=True)
-    kept = session.run(FIRST)["logits"]
+    session.run(FIRST)
     session.run(SECOND)
     session.run(OTHER)
     three, two = (1, 3), (2, 2)
     told = [("run", three), ("recorded", three), ("run", three), ("run", three)]
     assert engine.contexts[0].runs == [*told, ("run", two), ("recorded", two), ("run", two)]
-    np.testing.assert_array_equal(kept, [[6, 3]], "what was handed out is a copy")
 
 
 def test_tensorrt_rtx_records_by_itself_and_is_only_told_to(engine: Engine) -> None:
