@@ -40,10 +40,11 @@ def _verdict(
     """
     names = list(dict.fromkeys(name for row in ready for name in row.speedups))
     baseline = names[-1] if names else ""
-    kept = next((row for row in ready if _is_baseline(row, baseline)), None)
+    reduced = _precision(baseline) != "FP32"
+    kept = next((row for row in ready if reduced and _is_baseline(row, baseline)), None)
     compared = [row for row in ready if baseline in row.speedups and row is not kept]
     if kept is not None and not compared and len(names) > 1:
-        baseline, kept, compared = names[0], None, [kept]
+        baseline, compared, kept = names[0], [kept], None
     faster = [row for row in compared if (row.speedups[baseline].low or row.speedups[baseline].ratio) > 1.0]
     if not faster:
         why = tuple(f"{row.step}: {_speed(row, baseline)}." for row in compared)
@@ -80,11 +81,15 @@ def _is_baseline(row: Row, name: str) -> bool:
     return against is not None and (against.step, against.target) == (row.step, row.target)
 
 
+def _precision(baseline: str) -> str:
+    return next((word for word in baseline.split() if word in PRECISIONS), "FP32")
+
+
 def _keep(compared: Sequence[Row], baseline: str, target: str) -> str:
     """Say that nothing is faster than the baseline; on a GPU by how much the nearest is slower."""
     if not compared:
         return f"No verdict: no baseline was measured beside the deliverables on {target}."
-    precision = next((word for word in baseline.split() if word in PRECISIONS), "FP32")
+    precision = _precision(baseline)
     if precision == "FP32":
         advice = "Keep FP32" if all(row.integers for row in compared) else "Keep the uncompressed model"
         return f"{advice}: no deliverable is faster than {baseline} on {target}."

@@ -37,8 +37,10 @@ class OnnxRuntime(Runtime):
     package: ClassVar[str] = "onnxruntime"
 
     def available(self, target: Target) -> Availability:
-        here = why_no_ort_cuda() if target.device == "cuda" else why_no_onnxruntime() or why_not(target)
-        reason = conflict() or here
+        if target.device == "cuda":
+            reason = conflict() or why_no_ort_cuda()
+        else:
+            reason = why_no_onnxruntime() or why_not(target)
         return Availability(not reason, reason)
 
     def preload(self, target: Target) -> None:

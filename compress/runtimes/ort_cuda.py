@@ -167,7 +167,7 @@ class _Bound:
         for name, value in self._inputs.items():
             value.update_inplace(feeds[name])
         self._session.run_with_iobinding(self._binding, self._options)
-        return {name: np.asarray(value.numpy(), dtype=np.float32) for name, value in self._outputs.items()}
+        return {name: np.array(value.numpy(), dtype=np.float32) for name, value in self._outputs.items()}
 
 
 def _options(graph: str | None) -> Any:

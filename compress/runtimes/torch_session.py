@@ -102,7 +102,7 @@ class TorchSession(Session):
             recorded.fill(feeds)
             recorded.replay()
             return recorded.output
-        return self._forward(**self._moved(feeds)).logits  # type: ignore[no-any-return]
+        return self._forward(**self._moved(feeds)).logits
 
     def _graph(self, feeds: Tensors) -> _Graph:
         shape = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(feeds.items()))

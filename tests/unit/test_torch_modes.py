@@ -72,6 +72,7 @@ def test_pixels_follow_the_precision_of_the_model(opened: Callable[..., TorchSes
     assert model.seen == [torch.bfloat16]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_answers_alike_at_every_length(opened: Callable[..., TorchSession]) -> None:
     plain, compiled = opened(Bag()), opened(Bag(), compile=True)

@@ -105,6 +105,9 @@ TRT = SimpleNamespace(
 class OnHost(TensorrtSession):
     device = "cpu"
 
+    def _to_device(self, name: str, array: np.ndarray) -> Any:
+        return super()._to_device(name, array).clone()
+
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:

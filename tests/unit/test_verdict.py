@@ -161,6 +161,15 @@ def test_the_fp16_engine_alone_ships_by_its_speed_over_fp32(judge):
     assert verdict.headline.startswith("Ship fp16-engine: 3.00 times as fast as torch FP32 on t")
 
 
+def test_a_plain_export_that_is_a_deliverable_is_no_gain_over_itself(judge):
+    export, int8 = row("export", 1.0, 1.0), row("int8", 0.9, 0.8)
+    itself = Speedup(ratio=1.0, against=Baseline(step="export", target="t"))
+    export = export.model_copy(update={"speedups": {"torch FP32": Speedup(ratio=2.0), ONNX: itself}})
+    verdict = judge([export, int8], {"export": "pass", "int8": "pass"})
+    assert verdict.headline.startswith("Keep the uncompressed model: no deliverable is faster than ONNX Runtime FP32")
+    assert verdict.step is None
+
+
 def test_a_small_loss_is_not_rounded_to_nothing(judge):
     verdict = judge([on_gpu("int8-engine", 0.996, 0.002)], {"int8-engine": "pass"})
     assert "is 0.4 % slower than" in verdict.headline
