@@ -37,10 +37,8 @@ class OnnxRuntime(Runtime):
     package: ClassVar[str] = "onnxruntime"
 
     def available(self, target: Target) -> Availability:
-        if target.device == "cuda":
-            reason = conflict() or why_no_ort_cuda()
-        else:
-            reason = why_no_onnxruntime() or why_not(target)
+        on_gpu = target.device == "cuda"
+        reason = conflict() or (why_no_ort_cuda() if on_gpu else why_no_onnxruntime() or why_not(target))
         return Availability(not reason, reason)
 
     def preload(self, target: Target) -> None:
