@@ -289,7 +289,8 @@ class Row(Frozen):
     pareto: bool = Field(False, description="no other row of this target is both faster and more accurate")
     integers: Integers | None = Field(None, description="of an INT8 artifact, where its runtime tells")
     findings: tuple[str, ...] = Field(
-        (), description="why an INT8 artifact is not faster, and what FP16 is on a CPU; else empty"
+        (),
+        description="why it is not faster: INT8 without a gain, half precision on a CPU, nodes of a GPU target on the CPU",
     )
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(

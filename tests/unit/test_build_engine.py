@@ -41,7 +41,7 @@ def variant(kind: str, artifact: Artifact, out_file: Path) -> Path:
 
 
 def test_the_store_key_of_an_engine_has_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.export.trt_build.why_no_cuda", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("compress.export.trt_build.why_no_cuda", lambda: "no GPU (no NVIDIA driver is installed)")
     assert Build().settle(BuildConfig()) == {"device": "built without a GPU"}
     monkeypatch.setattr("compress.export.trt_build.device_name", lambda: "NVIDIA H100")
     assert Build().settle(BuildConfig()) == {"device": "NVIDIA H100"}
