@@ -290,7 +290,7 @@ class Row(Frozen):
     integers: Integers | None = Field(None, description="of an INT8 artifact, where its runtime tells")
     findings: tuple[str, ...] = Field(
         (),
-        description="why it is not faster: INT8 without a gain, half precision on a CPU, nodes of a GPU target on the CPU",
+        description="why it is not faster: INT8 without a gain, half precision on a CPU, nodes of a GPU on the CPU",
     )
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(
