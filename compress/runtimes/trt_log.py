@@ -1,0 +1,38 @@
+"""What TensorRT says: it reports a failure by returning None, and logs the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+_SEVERITIES = ("internal error", "error", "warning")
+
+
+@contextmanager
+def logged(trt: Any) -> Iterator[tuple[Any, list[str]]]:
+    """Give the logger of a TensorRT module, and the list that its warnings and errors go to while this is open."""
+    logger = _logger(trt)
+    before, logger.messages = logger.messages, []
+    try:
+        yield logger, logger.messages
+    finally:
+        logger.messages = before
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """Return the logger of this process: TensorRT keeps the first one that it is given and ignores others."""
+
+    class Messages(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            level = str(severity).rpartition(".")[2].lower().replace("_", " ")
+            if level in _SEVERITIES:
+                self.messages.append(f"{level}: {text.strip()}")
+
+    return Messages()
