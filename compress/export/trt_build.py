@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.errors import RunError
 from compress.export.trt_api import Trt, load_trt, logged
@@ -25,9 +25,22 @@ from compress.runtimes.trt_plan import NO_DEVICE, PlanRecord, write_record
 _FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/(?=[\w.+@-])")
 
 
+class Built(NamedTuple):
+    """What a build leaves besides the engine."""
+
+    record: PlanRecord
+    listing: list[str]
+    """Messages of the builder about the layers and the memory of the engine."""
+
+
 def build_engine(
     onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | None = None, **options: Any
 ) -> dict[str, Any]:
+    """Build an engine and return its record as JSON has it, see ``build``."""
+    return build(onnx_file, out_file, profile, timings=timings, **options).record.model_dump(mode="json")
+
+
+def build(onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | None = None, **options: Any) -> Built:
     """Build an engine and write it raw to ``out_file``, with ``<out_file>.json`` beside it.
 
     The network is strongly typed: precision is that of the ONNX file, and nothing else.
@@ -38,9 +51,6 @@ def build_engine(
         profile: input name -> (min, opt, max) shapes; three equal shapes make an engine for that shape alone.
         timings: folder for timing caches; None = none is kept.
         **options: see ``EngineOptions``.
-
-    Returns:
-        The sidecar's contents, see ``PlanRecord``.
 
     Raises:
         MissingCapabilityError: no TensorRT is installed, or this one cannot do what an option asks.
@@ -75,8 +85,9 @@ def build_engine(
             messages=sorted({without_folders(message) for message in messages}),
             **chosen.model_dump(),
         )
+        listing = logger.listing
     write_record(out_file, record)
-    return record.model_dump(mode="json")
+    return Built(record, listing)
 
 
 def device_name() -> str:

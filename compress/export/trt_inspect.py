@@ -1,5 +1,7 @@
 """What an engine really runs: precision of its layers, conversions, attention, memory, from TensorRT's inspector.
 
+Where there is no GPU, the builder's own listing of the finished engine says the same.
+
 The inspector writes JSON of two schemas: up to TensorRT 10 with ``Bindings`` and ``Format/Datatype``, from 11 with
 ``I/O Tensors`` and two fields, ``Format`` and ``Datatype`` (also spelled ``DataType``). Source: NVIDIA's "Migrating
 IEngineInspector Usage from TensorRT 10.x to 11.x".
@@ -9,9 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,7 +34,12 @@ _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TYPES = {"Cast": "cast", "Quantize": "quantizer", "Dequantize": "quantizer"}
 _FUSED = "__myl_"
 """What the name of a generated kernel begins with; the operators that it fuses follow, abbreviated."""
-_COPYING = frozenset({"Cast", "Move", "Copy"})
+_MOVING = frozenset({"Conc", "Copy", "Move", "Repl", "Resh", "Slic", "Tran"})
+_ROUNDING = frozenset({"Mul", "Min", "Max", "Roun", "Cast"}) | _MOVING
+_LISTS = ("Inputs", "Constants", "Outputs")
+_FIELDS = re.compile(r"(?:^|, )(Name|LayerType|Inputs|Constants|Outputs|TacticName|Metadata): (?![^{]*\})")
+_DATATYPE = re.compile(r"(?:Format/)?Datatype: ([^,}]+)")
+_MEMORY = {"weights_bytes": "Total Weights Memory", "activation_bytes": "Total Activation Memory"}
 _ATTENTION = frozenset({"Softmax", "Attention"})
 
 
@@ -40,11 +47,12 @@ class EngineSummary(BaseModel):
     """An engine in numbers; bytes on the device.
 
     Attributes:
+        source: who told: the inspector of the loaded engine, or the builder when it had finished.
         layers: all of them, as the engine counts.
         detailed: whether types were listed; without them only names are known.
         precisions: layers that compute, by the narrowest type that they read; int8, fp8, bf16, fp16, fp32.
-        reformats: layers that only change a memory layout.
-        casts: layers that only change a type or copy.
+        reformats: layers that only change a memory layout or copy.
+        casts: layers that only change a type.
         quantizers: layers that only quantize or dequantize.
         attention: attention blocks of the ONNX file.
         fused_attention: layers that compute a whole attention block.
@@ -56,6 +64,7 @@ class EngineSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    source: Literal["inspector", "builder"] = "inspector"
     layers: int
     detailed: bool
     precisions: dict[str, int]
@@ -70,15 +79,29 @@ class EngineSummary(BaseModel):
     streamable_bytes: int | None = None
 
 
-def inspect_file(engine_file: Path, onnx_file: Path) -> EngineSummary | str:
-    """Load an engine that was just built here and return its summary, or why there is none.
+def inspect_engine(engine_file: Path, onnx_file: Path, listing: Sequence[str]) -> EngineSummary | str:
+    """Return the summary of an engine that was just built here, or why there is none.
+
+    With a GPU the engine is loaded and its inspector asked. Without one it cannot be loaded: then what the builder
+    listed when it had finished is taken.
 
     Args:
         engine_file: our own work, so a version-compatible one may run the code that it carries.
         onnx_file: what it was built from; weights in external files are not loaded.
+        listing: what the builder told of its layers and memory.
     """
-    if why_no_cuda():
-        return "no GPU"
+    no_gpu = why_no_cuda()
+    if not no_gpu:
+        return _inspect(engine_file, onnx_file)
+    layers = [text for text in listing if text.startswith("Layers:")]
+    if not layers:
+        return "no GPU, and the builder listed no layers"
+    found = summarise(parse_listing(layers[-1]), operators_of(onnx_file))
+    memory = {name: _last_number(listing, title) for name, title in _MEMORY.items()}
+    return found.model_copy(update={"source": "builder", **memory})
+
+
+def _inspect(engine_file: Path, onnx_file: Path) -> EngineSummary | str:
     trt = load_trt()
     with logged(trt) as (logger, messages):
         runtime = trt.module.Runtime(logger)
@@ -96,6 +119,30 @@ def inspect_file(engine_file: Path, onnx_file: Path) -> EngineSummary | str:
             "streamable_bytes": engine.streamable_weights_size,
         }
     return summarise(json.loads(text), operators_of(onnx_file)).model_copy(update=memory)
+
+
+def parse_listing(text: str) -> dict[str, Any]:
+    """Return the layers of a builder's message in the form of the inspector's JSON.
+
+    A layer is one line: ``Name: ..., LayerType: ..., Inputs: [ { ..., Datatype: Half, ... }], Constants: [...],
+    Outputs: [...], TacticName: ..., Metadata: ...``. As TensorRT-RTX 1.7 writes it.
+    """
+    layers = []
+    for line in text.split("\n"):
+        parts = _FIELDS.split(line)
+        if parts[0] == "" and len(parts) > 1:
+            fields = dict(zip(parts[1::2], parts[2::2], strict=True))
+            layers.append({name: _tensors(value) if name in _LISTS else value for name, value in fields.items()})
+    return {"Layers": layers}
+
+
+def _tensors(text: str) -> list[dict[str, str]]:
+    return [{"Datatype": type_.strip()} for type_ in _DATATYPE.findall(text)]
+
+
+def _last_number(listing: Sequence[str], title: str) -> int | None:
+    found = [int(match[1]) for text in listing if (match := re.match(rf"{title}: (\d+) bytes", text))]
+    return found[-1] if found else None
 
 
 def operators_of(onnx_file: Path) -> dict[str, str]:
@@ -136,10 +183,14 @@ def _kind(layer: Mapping[str, Any], origins: list[str]) -> str:
         return "reformat"
     if type_ in _TYPES:
         return _TYPES[type_]
+    fused = set(_TOKEN.findall(name.removeprefix(_FUSED).partition("_")[0])) if name.startswith(_FUSED) else set()
+    if "Roun" in fused and fused <= _ROUNDING:
+        return "quantizer"
+    if fused and fused <= _MOVING | {"Cast"}:
+        return "cast" if "Cast" in fused else "reformat"
     if converting and converting <= _QUANTIZING | {"Cast"}:
         return "cast" if converting == {"Cast"} else "quantizer"
-    fused = name.removeprefix(_FUSED).partition("_")[0] if name.startswith(_FUSED) else ""
-    return "cast" if fused and set(_TOKEN.findall(fused)) <= _COPYING else ""
+    return ""
 
 
 def _is_fused_attention(layer: Mapping[str, Any], origins: list[str]) -> bool:
@@ -156,13 +207,19 @@ def _origins(layer: Mapping[str, Any], operators: Mapping[str, str]) -> list[str
 
 
 def _reads(layer: Mapping[str, Any]) -> str | None:
-    """Return the narrowest type of a layer's inputs and weights; None where it reads neither floats nor INT8."""
+    """Return the narrowest type of a layer's inputs and weights; None where it reads neither floats nor INT8.
+
+    A layer that looks up a table has integers as inputs: then its constants count.
+    """
     texts = [_type_text(tensor) for tensor in layer.get("Inputs", ())]
     weights = layer.get("Weights")
     if isinstance(weights, dict):
         texts.append(str(weights.get("Type", "")))
-    found = {_precision(text) for text in texts}
-    return next((name for name in PRECISIONS if name in found), None)
+    constants = [_type_text(tensor) for tensor in layer.get("Constants", ())]
+    for found in ({_precision(text) for text in texts}, {_precision(text) for text in constants}):
+        if found - {None}:
+            return next(name for name in PRECISIONS if name in found)
+    return None
 
 
 def _type_text(tensor: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def cache_key(trt: Trt, device: Device) -> str:
 
 def _why_not(root: Path | None, trt: Trt, device: Device, level: int | None) -> str:
     if trt.library == RTX:
-        return "TensorRT-RTX times no kernels while it builds, and a timing cache would keep it from building on a CPU"
+        return "TensorRT-RTX times no kernels while it builds: its timing cache does nothing"
     if root is None:
         return "no folder for it was given"
     if level == 0:

@@ -149,14 +149,14 @@ def _build(
     onnx_file: Path, context: Context, file: str, profile: Profile, config: BuildConfig
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Build one engine; return its record, and what is noted of it: seconds, bytes, what it runs."""
-    from compress.export.trt_build import build_engine
-    from compress.export.trt_inspect import inspect_file
+    from compress.export.trt_build import build
+    from compress.export.trt_inspect import inspect_engine
 
     started = time.perf_counter()
     engine = onnx_file.with_name(file)
-    record = build_engine(onnx_file, engine, profile, timings=context.store.root, **config.options.model_dump())
-    seconds = round(time.perf_counter() - started, 1)
-    found = inspect_file(engine, onnx_file)
+    built = build(onnx_file, engine, profile, timings=context.store.root, **config.options.model_dump())
+    seconds, record = round(time.perf_counter() - started, 1), built.record.model_dump(mode="json")
+    found = inspect_engine(engine, onnx_file, built.listing)
     inspection = {"not_inspected": found} if isinstance(found, str) else {"inspection": found.model_dump(mode="json")}
     noted = {"profile": record["profiles"][0], "seconds": seconds, "bytes": engine.stat().st_size}
     return record, noted | inspection

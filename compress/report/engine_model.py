@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from compress.report.frozen import Frozen
 
 
 class EngineLayers(Frozen):
-    """The layers and the memory of an engine, from TensorRT's own inspector."""
+    """The layers and the memory of an engine, as TensorRT tells them."""
 
+    source: Literal["inspector", "builder"] = Field(
+        "inspector", description="the inspector of the loaded engine, or the builder's list of what it had finished"
+    )
     layers: int
     precisions: dict[str, int] = Field(
         default_factory=dict,
         description="layers that compute, by the narrowest type that they read: int8, fp8, bf16, fp16, fp32",
     )
-    reformats: int = Field(0, description="layers that only change a memory layout")
-    casts: int = Field(0, description="layers that only change a type or copy")
+    reformats: int = Field(0, description="layers that only change a memory layout or copy")
+    casts: int = Field(0, description="layers that only change a type")
     quantizers: int = Field(0, description="layers that only quantize or dequantize")
     attention: int = Field(0, description="attention blocks of the ONNX file")
     fused_attention: int = Field(0, description="layers that compute a whole attention block")

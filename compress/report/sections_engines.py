@@ -36,7 +36,10 @@ def engines(report: Report) -> Section | None:
     if sentences:
         blocks.append(Bullets(tuple(sentences)))
     blocks += [Fold(f"{name(engine)}: record", (Facts(_facts(engine)),)) for engine in report.engines]
-    intro = "From TensorRT's own inspector. Weights and activations are not all of a process: CUDA itself comes on top."
+    intro = (
+        "As TensorRT's inspector tells of the loaded engine. *As built*: there was no GPU to load it on, and the "
+        "builder's own list is shown. Weights and activations are not all of a process: CUDA itself comes on top."
+    )
     return Section("engines", "What the engine runs", tuple(blocks), intro)
 
 
@@ -66,7 +69,7 @@ def _layers(it: EngineLayers) -> tuple[Cell, ...]:
     )
     attention = f"{min(it.fused_attention, it.attention)} of {it.attention} fused" if it.attention else "none"
     return (
-        Cell(numbers.count(it.layers)),
+        Cell(numbers.count(it.layers), "as built" if it.source == "builder" else ""),
         Cell(types or numbers.MISSING),
         Cell(f"{it.reformats} layout, {it.casts} type, {it.quantizers} Q/DQ"),
         Cell(attention, tone="warn" if it.fused_attention < it.attention else "plain"),

@@ -23,7 +23,7 @@ from compress.runtimes.trt_plan import (
     RTX,
     Here,
     PlanRecord,
-    header_version,
+    read_header,
     read_record,
     refuse_foreign,
 )
@@ -170,17 +170,15 @@ def _installed() -> list[str]:
 
 
 def _module_for(record: PlanRecord | None, start: bytes) -> tuple[Any, str]:
-    """Return the installed module that a plan belongs to; of several that could be, the one with its version.
+    """Return the installed module of the library that a plan belongs to.
 
-    Where none fits, the first is returned: the refusal says what is here.
+    Where there is none, the first is returned: the refusal says what is here.
     """
-    found = [(import_module(name), MODULES[name]) for name in _installed()]
-    if record is not None:
-        fitting = [(trt, library) for trt, library in found if library == record.library]
-    else:
-        version = ".".join((header_version(start) or "").split(".")[:3])
-        fitting = [(trt, library) for trt, library in found if version and trt.__version__.startswith(version)]
-    return [*fitting, *found][0]
+    header = read_header(start)
+    wanted = record.library if record is not None else header[0] if header else ""
+    found = _installed()
+    name = next((name for name in found if MODULES[name] == wanted), found[0])
+    return import_module(name), MODULES[name]
 
 
 def _allow_host_code(runtime: Any, name: str) -> None:

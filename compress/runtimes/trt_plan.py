@@ -7,7 +7,6 @@ slow engine, so everything that can be known is compared first.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +19,7 @@ SIDECAR_SUFFIX = ".json"
 RTX = "tensorrt-rtx"
 NO_DEVICE = "built without a GPU"
 HEADER_BYTES = 28
-_TAG = 0x74727466
+_TAGS = {b"ftrt": "tensorrt", b"vtrt": RTX}
 _AMPERE = (8, 0)
 
 Hardware = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -110,15 +109,15 @@ def read_record(artifact: Artifact, graph: str) -> PlanRecord | None:
     return record
 
 
-def header_version(start: bytes) -> str | None:
-    """Return the version of TensorRT in a plan's first bytes; None if they are not those of a plan.
+def read_header(start: bytes) -> tuple[str, str] | None:
+    """Return library and version that a plan's first bytes tell; None if they are not those of a plan.
 
-    Source: ``printPlanVersion`` of NVIDIA's trtexec: a 32-bit tag, a 32-bit serialization version (0), and at byte 24
-    four bytes: major, minor, patch, build.
+    Source: ``printPlanVersion`` of NVIDIA's trtexec: a tag of four bytes, a 32-bit serialization version (0), and at
+    byte 24 four bytes: major, minor, patch, build. TensorRT-RTX has the same form under a tag of its own.
     """
-    if len(start) < HEADER_BYTES or struct.unpack_from("<2I", start) != (_TAG, 0):
+    if len(start) < HEADER_BYTES or start[:4] not in _TAGS or start[4:8] != bytes(4):
         return None
-    return ".".join(str(byte) for byte in start[24:28])
+    return _TAGS[start[:4]], ".".join(str(byte) for byte in start[24:28])
 
 
 def refuse_foreign(record: PlanRecord | None, start: bytes, here: Here) -> None:
@@ -146,15 +145,19 @@ def refuse_foreign(record: PlanRecord | None, start: bytes, here: Here) -> None:
 
 
 def _refuse_by_header(start: bytes, here: Here) -> None:
-    version = header_version(start)
-    if version is None:
+    found = read_header(start)
+    if found is None:
         raise ModelError(
             "This engine has no record beside it, and does not begin like a TensorRT plan.",
             value=f"first bytes: {start[:8].hex(' ')}",
             fix="Build it with the `build` pass, which writes <engine>.json, or `trtexec --saveEngine`.",
         )
+    library, version = found
+    told = f"its header says {library} {version}, here: {here.library} {here.version}"
+    if library != here.library:
+        raise _refusal("library", told)
     if _numbers(version)[:3] != _numbers(here.version)[:3]:
-        raise _refusal("version", f"its header says {version}, here: {here.library} {here.version}")
+        raise _refusal("version", told)
 
 
 def _version_fits(record: PlanRecord, version: str) -> bool:

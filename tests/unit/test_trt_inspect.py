@@ -7,11 +7,18 @@ of the kinds that public layer dumps of transformer engines have.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from compress.export.trt_inspect import summarise
+from compress.export import trt_inspect
+from compress.export.trt_api import missing_trt, present_library
+from compress.export.trt_build import Built, build
+from compress.export.trt_inspect import inspect_engine, parse_listing, summarise
+from compress.runtimes.cuda import why_no_cuda
 
 OPERATORS = {
     "q": "MatMul",
@@ -54,6 +61,8 @@ def sample(schema: int) -> dict[str, Any]:
         layer("Reformatting CopyNode for Input Tensor 0 to q", "Reformat", "Half", "Half", (), schema),
         layer("__myl_Cast_myl0_0", "kgen", "Int64", "Half", ("cast_mask",), schema),
         layer("__myl_MoveCast_myl0_1", "kgen", "Half", "Half", (), schema),
+        layer("__myl_MoveReplConc_myl0_2", "kgen", "Half", "Half", ("scores",), schema),
+        layer("__myl_MulMinMaxRounCastReshTran_myl0_2", "kgen", "Half", "Int8", ("ffn",), schema),
         layer("quantize_x_myl0_2", "kgen", "Half", "Int8", ("quantize_x",), schema),
         layer("x", "Dequantize", "Int8", "Half", ("dequantize_x",), schema),
         layer("q_myl0_3", "gemm", "Int8", "Half", ("q", "dequantize_x"), schema),
@@ -80,10 +89,10 @@ def sample(schema: int) -> dict[str, Any]:
 @pytest.mark.parametrize("schema", [10, 11])
 def test_both_schemas_give_the_same_numbers(schema: int) -> None:
     found = summarise(sample(schema), OPERATORS)
-    assert found.layers == 11
+    assert found.layers == 13
     assert found.detailed
     assert found.precisions == {"int8": 2, "fp16": 2, "fp32": 1}
-    assert (found.reformats, found.casts, found.quantizers) == (1, 2, 2)
+    assert (found.reformats, found.casts, found.quantizers) == (2, 2, 3)
     assert (found.attention, found.fused_attention) == (2, 1)
 
 
@@ -133,3 +142,67 @@ def test_attention_is_fused_where_one_layer_has_the_softmax_and_both_products() 
 def test_an_engine_without_layers_is_an_empty_summary() -> None:
     found = summarise({}, {})
     assert (found.layers, found.precisions, found.attention) == (0, {}, 0)
+
+
+LISTED = """Layers:
+Name: __mye310_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: 
+Name: q_myl0_3, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,16], Datatype: Int8, Format: (Linear) Row major linear format }], Constants: [ { Name: w, Dimensions: [16,16], Datatype: Int8, Format: (Linear) Row major linear format }, { Name: alpha, Dimensions: [1], Datatype: Float, Format: (Linear) Row major linear format }], Outputs: [ { Name: y, Dimensions: [-1,16], Datatype: Half, Format: (Linear) Row major linear format }], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: q]\x1f[ONNX Layer: dequantize_x]
+Name: __myl_CastGath_myl0_1, LayerType: kgen, Inputs: [ { Name: ids, Dimensions: [-1], Datatype: Int64, Format: (Linear) Row major linear format }], Constants: [ { Name: table, Dimensions: [48,32], Datatype: Half, Format: (Linear) Row major linear format }], Outputs: [ { Name: e, Dimensions: [-1,32], Datatype: Half, Format: (Linear) Row major linear format }], TacticName: x, StreamId: 0, Metadata: [ONNX Layer: gather]
+
+I/O Tensors:
+ Name: ids, IOMode: Input, DataType: Int64, Dimensions: [-1], Location: Device, IsShapeInferenceIO: false, ProfileInfo: [ { MinShape: [1], OptShape: [1], MaxShape: [4], Format: Row major linear INT64 format (kLINEAR) }]
+"""  # noqa: E501, W291
+"""Lines of TensorRT-RTX 1.7.1, shortened."""
+
+
+def test_a_builders_listing_is_read_like_the_inspectors_json() -> None:
+    read = parse_listing(LISTED)
+    assert [layer["LayerType"] for layer in read["Layers"]] == ["shape_call", "gemm", "kgen"]
+    assert read["Layers"][1]["Inputs"] == [{"Datatype": "Int8"}]
+    assert read["Layers"][1]["Constants"] == [{"Datatype": "Int8"}, {"Datatype": "Float"}]
+    assert read["Layers"][1]["Metadata"] == "[ONNX Layer: q]\x1f[ONNX Layer: dequantize_x]"
+    assert summarise(read, OPERATORS).precisions == {"int8": 1, "fp16": 1}
+
+
+def attention(type_: int, head: int, folder: Path) -> Built:
+    """Build softmax(q k / sqrt(head)) v of four heads, up to 8 x 128."""
+    values = {name: helper.make_tensor_value_info(name, type_, ["b", 4, "s", head]) for name in "qkvy"}
+    scale = numpy_helper.from_array(np.array(head**-0.5, helper.tensor_dtype_to_np_dtype(type_)), "scale")
+    nodes = [
+        helper.make_node("Mul", ["q", "scale"], ["scaled"], name="scaling"),
+        helper.make_node("Transpose", ["k"], ["turned"], name="turn", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["scaled", "turned"], ["scores"], name="qk"),
+        helper.make_node("Softmax", ["scores"], ["weights"], name="softmax", axis=-1),
+        helper.make_node("MatMul", ["weights", "v"], ["y"], name="pv"),
+    ]
+    graph = helper.make_graph(nodes, "g", [values[name] for name in "qkv"], [values["y"]], [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    shapes = tuple((batch, 4, length, head) for batch, length in ((1, 1), (1, 64), (8, 128)))
+    return build(folder / "model.onnx", folder / "model.engine", dict.fromkeys("qkv", shapes))
+
+
+@pytest.mark.skipif(bool(missing_trt()), reason=missing_trt())
+@pytest.mark.parametrize(
+    ("type_", "head", "precision", "fused"),
+    [(TensorProto.FLOAT16, 32, "fp16", 1), (TensorProto.FLOAT16, 8, "fp16", 0), (TensorProto.FLOAT, 32, "fp32", 0)],
+)
+def test_the_real_builder_tells_which_attention_is_fused(
+    type_: int, head: int, precision: str, fused: int, tmp_path: Path
+) -> None:
+    """FP16 with a head size of at least 16 has a kernel for the whole block, in the words of the developer guide."""
+    if present_library() != "tensorrt-rtx" or not why_no_cuda():
+        pytest.skip("these are the layers that TensorRT-RTX 1.7 lists on a machine without a GPU")
+    built = attention(type_, head, tmp_path)
+    found = inspect_engine(tmp_path / "model.engine", tmp_path / "model.onnx", built.listing)
+    assert not isinstance(found, str)
+    assert (found.source, found.attention, found.fused_attention) == ("builder", 1, fused)
+    assert set(found.precisions) == {precision}
+    assert found.activation_bytes is not None
+    assert found.weights_bytes is not None
+
+
+def test_without_a_gpu_and_a_listing_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_inspect, "why_no_cuda", lambda: "no driver")
+    found = inspect_engine(Path("model.engine"), Path("model.onnx"), [])
+    assert found == "no GPU, and the builder listed no layers"

@@ -57,8 +57,8 @@ VARIABLES = {
     "profiler": "IProfiler",
 }
 """Name of a variable or attribute, without leading underscores -> the class of what it holds."""
-NOT_OURS = {"profile": {"items"}, "engine": {"name", "with_name"}}
-"""Attributes of other objects under such a name: a mapping of shapes, a path."""
+NOT_OURS = {"profile": {"items"}, "engine": {"name", "with_name"}, "config": {"update"}}
+"""Attributes of other objects under such a name: a mapping of shapes or options, a path."""
 GUARDED = {("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH")}
 """What the source asks for only where an older release has it."""
 
@@ -176,7 +176,7 @@ def offences(uses: Iterable[Use], bindings: dict[str, Any]) -> list[str]:
     """Return every use of a name that the bindings do not have, or of a method with other arguments."""
     classes, found = bindings["classes"], []
     for use in uses:
-        if (use.owner, use.member) in GUARDED or use.member == "__version__":
+        if (use.owner, use.member) in GUARDED or "__version__" in (use.owner, use.member):
             continue
         if use.owner == "":
             members = bindings["functions"] | {name: known["__init__"] for name, known in classes.items()}

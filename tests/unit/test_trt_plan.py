@@ -16,7 +16,7 @@ from compress.errors import IntegrityError, ModelError
 from compress.runtimes import cuda, tensorrt, trt_device
 from compress.runtimes.base import Session
 from compress.runtimes.trt_device import Device, present_device
-from compress.runtimes.trt_plan import NO_DEVICE, Here, PlanRecord, header_version, refuse_foreign, write_record
+from compress.runtimes.trt_plan import NO_DEVICE, Here, PlanRecord, read_header, refuse_foreign, write_record
 
 HERE = Here("tensorrt", "11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0")
 BUILT: dict[str, Any] = {
@@ -27,8 +27,8 @@ BUILT: dict[str, Any] = {
 }
 
 
-def header(*version: int, tag: int = 0x74727466, layout: int = 0) -> bytes:
-    return struct.pack("<2I16x4B", tag, layout, *version)
+def header(*version: int, tag: bytes = b"ftrt", layout: int = 0) -> bytes:
+    return struct.pack("<4sI16x4B", tag, layout, *version)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,21 @@ def test_an_rtx_plan_is_finished_where_it_is_loaded() -> None:
 
 
 def test_without_a_record_the_header_is_asked() -> None:
-    assert header_version(header(11, 4, 0, 106) + b"more") == "11.4.0.106"
+    assert read_header(header(11, 4, 0, 106) + b"more") == ("tensorrt", "11.4.0.106")
+    assert read_header(header(1, 7, 1, 116, tag=b"vtrt")) == ("tensorrt-rtx", "1.7.1.116")
     refuse_foreign(None, header(11, 4, 0, 106), HERE)
     with pytest.raises(ModelError) as caught:
         refuse_foreign(None, header(10, 9, 0, 34), HERE)
-    assert "its header says 10.9.0.34, here: tensorrt 11.4.0.106" in caught.value.value
+    assert "its header says tensorrt 10.9.0.34, here: tensorrt 11.4.0.106" in caught.value.value
+    with pytest.raises(ModelError, match="another library"):
+        refuse_foreign(None, header(1, 7, 1, 116, tag=b"vtrt"), HERE)
 
 
 @pytest.mark.parametrize(
-    "start", [b"", b"PK\x03\x04" * 8, header(11, 4, 0, 106, tag=1), header(11, 4, 0, 106, layout=2)]
+    "start", [b"", b"PK\x03\x04" * 8, header(11, 4, 0, 106, tag=b"zzzz"), header(11, 4, 0, 106, layout=2)]
 )
 def test_what_is_no_plan_is_refused_with_advice(start: bytes) -> None:
-    assert header_version(start) is None
+    assert read_header(start) is None
     with pytest.raises(ModelError) as caught:
         refuse_foreign(None, start, HERE)
     assert "does not begin like a TensorRT plan" in caught.value.what
@@ -188,12 +191,15 @@ def test_nothing_is_loaded_of_a_plan_that_does_not_fit(
     assert fake.done == []
 
 
-def test_without_a_record_the_module_of_the_headers_version_loads_it(
+def test_without_a_record_the_module_that_the_header_names_loads_it(
     engine: Callable[..., Artifact], present: Callable[..., None]
 ) -> None:
-    full, rtx = FakeTrt("10.9.0.34"), FakeTrt("11.4.0.106")
+    full, rtx = FakeTrt("11.4.0.106"), FakeTrt("1.7.1.116")
     present(tensorrt=full, tensorrt_rtx=rtx)
-    assert tensorrt.load_engine(engine()).trt is rtx
+    artifact = engine()
+    assert tensorrt.load_engine(artifact).trt is full
+    (artifact.path / "model.engine").write_bytes(header(1, 7, 1, 116, tag=b"vtrt"))
+    assert tensorrt.load_engine(artifact).trt is rtx
 
 
 def test_the_record_must_be_about_this_plan(engine: Callable[..., Artifact], present: Callable[..., None]) -> None:
