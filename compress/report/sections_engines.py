@@ -37,8 +37,8 @@ def engines(report: Report) -> Section | None:
         blocks.append(Bullets(tuple(sentences)))
     blocks += [Fold(f"{name(engine)}: record", (Facts(_facts(engine)),)) for engine in report.engines]
     intro = (
-        "As TensorRT's inspector tells of the loaded engine. *As built*: there was no GPU to load it on, and the "
-        "builder's own list is shown. Weights and activations are not all of a process: CUDA itself comes on top."
+        "As TensorRT's inspector tells of the loaded engine; as built means that there was no GPU to load it on, and "
+        "that the builder's own list is shown. Weights and activations are not all of a process: CUDA comes on top."
     )
     return Section("engines", "What the engine runs", tuple(blocks), intro)
 
@@ -88,7 +88,7 @@ def _facts(engine: Engine) -> tuple[tuple[str, str], ...]:
         ("options", ", ".join(engine.options) or "none"),
         ("timing cache", engine.timing_cache),
         ("build", numbers.duration(engine.seconds)),
-        ("streamable weights", f"{numbers.megabytes(it.streamable_bytes)} MB" if it else ""),
+        ("streamable weights", f"{numbers.megabytes(it.streamable_bytes)} MB" if it and it.streamable_bytes else ""),
         ("activations by profile", ", ".join(f"{numbers.megabytes(value)} MB" for value in more)),
     )
     return tuple((label, text) for label, text in pairs if text)

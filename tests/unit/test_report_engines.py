@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from compress.pipeline.engines import findings, record
+from compress.pipeline.engines import engine_records, findings, record
 from compress.report.engine_model import Engine, EngineLayers
 from compress.report.files import read_report
 from compress.report.html import render_html
@@ -61,6 +62,24 @@ def built(found: dict[str, Any] | None = None, graph: str = "model", **sidecar: 
     return record("engine", graph, SIDECAR | sidecar, noted)
 
 
+def test_every_engine_of_every_finished_build_has_a_record() -> None:
+    def outcome(status: str, notes: dict[str, Any]) -> Any:
+        return SimpleNamespace(status=status, artifact=SimpleNamespace(manifest=SimpleNamespace(notes=notes)))
+
+    noted = NOTED | {"not_inspected": "no GPU"}
+    both = SIDECAR | {"engines": {"model": noted, "model@1x16": noted}}
+    outcomes = {
+        "export": outcome("done", {}),
+        "engine": outcome("done", both),
+        "broken": SimpleNamespace(status="failed", artifact=None),
+    }
+    state: Any = SimpleNamespace(
+        plan=SimpleNamespace(steps=[SimpleNamespace(id=name) for name in outcomes]), outcomes=outcomes
+    )
+    found = [(engine.step, engine.shape, engine.not_inspected) for engine in engine_records(state)]
+    assert found == [("engine", (), "no GPU"), ("engine", (1, 16), "no GPU")]
+
+
 @pytest.fixture(scope="module")
 def example() -> Report:
     return read_report(EXAMPLE)
@@ -104,6 +123,11 @@ def test_without_a_gpu_the_report_says_that_nothing_was_inspected(example: Repor
     text = shown(example, built(device="built without a GPU"))
     assert "not inspected: no GPU" in text
     assert "int8 24" not in text
+
+
+def test_what_the_builder_told_is_marked(example: Report) -> None:
+    assert "as built" in shown(example, built(FOUND | {"source": "builder"})).partition("What the engine runs")[2]
+    assert "(as built)" not in shown(example, built(FOUND))
 
 
 def test_a_report_without_engines_has_no_such_section(example: Report) -> None:

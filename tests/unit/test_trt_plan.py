@@ -279,6 +279,17 @@ def test_a_refit_that_fails_is_an_error(engine: Callable[..., Artifact], present
         tensorrt.load_engine(engine({"strip_plan": True, "onnx_sha256": hashlib.sha256(b"onnx").hexdigest()}))
 
 
+def test_the_real_library_says_why_it_cannot_read_a_plan(
+    engine: Callable[..., Artifact], present: Callable[..., None]
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx_bindings")
+    present(tensorrt_rtx_bindings=rtx)
+    with pytest.raises(ModelError) as caught:
+        tensorrt.load_engine(engine({"library": "tensorrt-rtx", "version": rtx.__version__}))
+    assert caught.value.what == f"tensorrt-rtx {rtx.__version__} cannot read this engine."
+    assert "Error Code" in caught.value.value
+
+
 class FakeSession(Session):
     def __init__(self, graph: str, opened: list[str]) -> None:
         self.graph, self.closed = graph, False
