@@ -7,14 +7,13 @@ same interface and builds engines on a machine without a GPU or a driver.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from compress.errors import MissingCapabilityError
 from compress.runtimes import trt_log
 from compress.runtimes.cuda import why_no_cuda
-from compress.runtimes.tensorrt import MODULES
+from compress.runtimes.trt_loading import MODULES, installed
 from compress.runtimes.trt_plan import RTX
 
 INSTALL = 'pip install "mcompress[tensorrt-rtx]"'
@@ -63,7 +62,7 @@ def load_trt() -> Trt:
 
 def _candidates() -> list[str]:
     """Return the installed modules, preferred first: the full library, but not where it lacks the GPU it needs."""
-    found = [name for name in MODULES if importlib.util.find_spec(name)]
+    found = installed()
     if why_no_cuda():
         found.sort(key=lambda name: MODULES[name] != RTX)
     return found

@@ -17,7 +17,7 @@ from compress.passes.base import Context
 from compress.passes.build import Build, BuildConfig
 from compress.runtimes.base import runtimes
 from compress.runtimes.target import find_target
-from compress.runtimes.tensorrt import TRUST
+from compress.runtimes.trt_loading import TRUST
 from compress.store import Store
 from compress.tasks.text_classification import TextClassification
 

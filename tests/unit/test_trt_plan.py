@@ -13,10 +13,12 @@ import pytest
 
 from compress.artifact import Artifact, Graph, PassRecord, TensorSpec, create_artifact
 from compress.errors import IntegrityError, ModelError
-from compress.runtimes import cuda, tensorrt, trt_device
+from compress.runtimes import cuda, trt_device, trt_loading
 from compress.runtimes.base import Session
 from compress.runtimes.trt_device import Device, present_device
+from compress.runtimes.trt_loading import load_engine
 from compress.runtimes.trt_plan import NO_DEVICE, Here, PlanRecord, read_header, refuse_foreign, write_record
+from compress.runtimes.trt_shapes import ByShape, fixed_shapes
 
 HERE = Here("tensorrt", "11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0")
 BUILT: dict[str, Any] = {
@@ -143,9 +145,10 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return ``put(name=module, ...)``: these TensorRT modules are installed, beside an H100."""
 
     def put(**modules: Any) -> None:
-        monkeypatch.setattr(tensorrt, "_installed", lambda: [name for name in tensorrt.MODULES if name in modules])
-        monkeypatch.setattr(tensorrt, "import_module", lambda name: modules[name])
-        monkeypatch.setattr(tensorrt, "present_device", lambda: Device("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+        names = [name for name in trt_loading.MODULES if name in modules]
+        monkeypatch.setattr(trt_loading, "installed", lambda: names)
+        monkeypatch.setattr(trt_loading, "import_module", lambda name: modules[name])
+        monkeypatch.setattr(trt_loading, "present_device", lambda: Device("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
 
     return put
 
@@ -177,7 +180,7 @@ def test_the_library_that_built_a_plan_loads_it(engine: Callable[..., Artifact],
     full, rtx = FakeTrt(), FakeTrt("1.7.1.116")
     present(tensorrt=full, tensorrt_rtx=rtx)
     artifact = engine({"library": "tensorrt-rtx", "version": "1.7.1.116", "device": NO_DEVICE})
-    assert tensorrt.load_engine(artifact).trt is rtx
+    assert load_engine(artifact).trt is rtx
     assert (full.done, rtx.done) == ([], ["load, host code not allowed"])
 
 
@@ -187,7 +190,7 @@ def test_nothing_is_loaded_of_a_plan_that_does_not_fit(
     fake = FakeTrt("11.3.0.1")
     present(tensorrt=fake)
     with pytest.raises(ModelError, match="another version"):
-        tensorrt.load_engine(engine({}))
+        load_engine(engine({}))
     assert fake.done == []
 
 
@@ -197,15 +200,15 @@ def test_without_a_record_the_module_that_the_header_names_loads_it(
     full, rtx = FakeTrt("11.4.0.106"), FakeTrt("1.7.1.116")
     present(tensorrt=full, tensorrt_rtx=rtx)
     artifact = engine()
-    assert tensorrt.load_engine(artifact).trt is full
+    assert load_engine(artifact).trt is full
     (artifact.path / "model.engine").write_bytes(header(1, 7, 1, 116, tag=b"vtrt"))
-    assert tensorrt.load_engine(artifact).trt is rtx
+    assert load_engine(artifact).trt is rtx
 
 
 def test_the_record_must_be_about_this_plan(engine: Callable[..., Artifact], present: Callable[..., None]) -> None:
     present(tensorrt=FakeTrt())
     with pytest.raises(IntegrityError, match="about another engine"):
-        tensorrt.load_engine(engine({"plan_sha256": "0" * 64}))
+        load_engine(engine({"plan_sha256": "0" * 64}))
 
 
 def test_a_record_that_cannot_be_read_says_so(engine: Callable[..., Artifact], present: Callable[..., None]) -> None:
@@ -213,14 +216,14 @@ def test_a_record_that_cannot_be_read_says_so(engine: Callable[..., Artifact], p
     artifact = engine({})
     (artifact.path / "model.engine.json").write_text('{"library": "tensorrt"}', encoding="utf-8")
     with pytest.raises(ModelError) as caught:
-        tensorrt.load_engine(artifact)
+        load_engine(artifact)
     assert "model.engine.json" in caught.value.value
 
 
 def test_what_tensorrt_says_is_passed_on(engine: Callable[..., Artifact], present: Callable[..., None]) -> None:
     present(tensorrt=FakeTrt(accepts=b"whole"))
     with pytest.raises(ModelError) as caught:
-        tensorrt.load_engine(engine({}))
+        load_engine(engine({}))
     assert caught.value.what == "tensorrt 11.4.0.106 cannot read this engine."
     assert "the plan is cut short" in caught.value.value
 
@@ -230,14 +233,14 @@ def test_host_code_of_an_engine_runs_only_if_that_is_allowed(
 ) -> None:
     fake = FakeTrt()
     present(tensorrt=fake)
-    monkeypatch.delenv(tensorrt.TRUST, raising=False)
+    monkeypatch.delenv(trt_loading.TRUST, raising=False)
     artifact = engine({"version_compatible": True})
     with pytest.raises(ModelError) as caught:
-        tensorrt.load_engine(artifact)
+        load_engine(artifact)
     assert "MCOMPRESS_TRUST_ENGINES=1" in caught.value.fix
     assert fake.done == []
-    monkeypatch.setenv(tensorrt.TRUST, "1")
-    tensorrt.load_engine(artifact)
+    monkeypatch.setenv(trt_loading.TRUST, "1")
+    load_engine(artifact)
     assert fake.done == ["load, host code allowed"]
 
 
@@ -246,7 +249,7 @@ def test_a_plan_without_the_lean_runtime_needs_no_leave(
 ) -> None:
     fake = FakeTrt()
     present(tensorrt=fake)
-    tensorrt.load_engine(engine({"version_compatible": True, "exclude_lean_runtime": True}))
+    load_engine(engine({"version_compatible": True, "exclude_lean_runtime": True}))
     assert fake.done == ["load, host code not allowed"]
 
 
@@ -257,7 +260,7 @@ def test_weights_come_back_from_the_onnx_file_that_was_built_from(
 
     fake = FakeTrt()
     present(tensorrt=fake)
-    tensorrt.load_engine(engine({"strip_plan": True, "onnx_sha256": hashlib.sha256(b"onnx").hexdigest()}))
+    load_engine(engine({"strip_plan": True, "onnx_sha256": hashlib.sha256(b"onnx").hexdigest()}))
     assert fake.done == ["load, host code not allowed", "weights of model.onnx", "refit"]
 
 
@@ -267,7 +270,7 @@ def test_weights_of_another_onnx_file_are_refused(
     fake = FakeTrt()
     present(tensorrt=fake)
     with pytest.raises(IntegrityError, match="without its weights"):
-        tensorrt.load_engine(engine({"strip_plan": True, "onnx_sha256": "0" * 64}))
+        load_engine(engine({"strip_plan": True, "onnx_sha256": "0" * 64}))
     assert "refit" not in fake.done
 
 
@@ -276,7 +279,7 @@ def test_a_refit_that_fails_is_an_error(engine: Callable[..., Artifact], present
 
     present(tensorrt=FakeTrt(refits=False))
     with pytest.raises(ModelError, match="cannot be put back"):
-        tensorrt.load_engine(engine({"strip_plan": True, "onnx_sha256": hashlib.sha256(b"onnx").hexdigest()}))
+        load_engine(engine({"strip_plan": True, "onnx_sha256": hashlib.sha256(b"onnx").hexdigest()}))
 
 
 def test_the_real_library_says_why_it_cannot_read_a_plan(
@@ -285,7 +288,7 @@ def test_the_real_library_says_why_it_cannot_read_a_plan(
     rtx = pytest.importorskip("tensorrt_rtx_bindings")
     present(tensorrt_rtx_bindings=rtx)
     with pytest.raises(ModelError) as caught:
-        tensorrt.load_engine(engine({"library": "tensorrt-rtx", "version": rtx.__version__}))
+        load_engine(engine({"library": "tensorrt-rtx", "version": rtx.__version__}))
     assert caught.value.what == f"tensorrt-rtx {rtx.__version__} cannot read this engine."
     assert "Error Code" in caught.value.value
 
@@ -307,8 +310,8 @@ class FakeSession(Session):
 
 def test_the_engine_of_exactly_that_shape_runs_else_the_dynamic_one(engine: Callable[..., Artifact]) -> None:
     artifact, opened = engine({}, ((1, 16), (8, 32))), list[str]()
-    fixed = tensorrt.fixed_shapes(artifact.manifest.graphs)
-    session = tensorrt.ByShape(lambda graph: FakeSession(graph, opened), fixed)
+    fixed = fixed_shapes(artifact.manifest.graphs)
+    session = ByShape(lambda graph: FakeSession(graph, opened), fixed)
     assert opened == ["model"]
 
     def ran(*shape: int) -> Any:
