@@ -112,8 +112,9 @@ def _inspect(engine_file: Path, onnx_file: Path) -> EngineSummary | str:
         inspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(trt.module.LayerInformationFormat.JSON)
         profiles = range(engine.num_optimization_profiles)
+        told = hasattr(trt.module, "EngineStat")  # not in every release of TensorRT 10
         memory = {
-            "weights_bytes": engine.get_engine_stat(trt.module.EngineStat.TOTAL_WEIGHTS_SIZE),
+            "weights_bytes": engine.get_engine_stat(trt.module.EngineStat.TOTAL_WEIGHTS_SIZE) if told else None,
             "activation_bytes": engine.device_memory_size_v2,
             "profile_activation_bytes": tuple(engine.get_device_memory_size_for_profile_v2(i) for i in profiles),
             "streamable_bytes": engine.streamable_weights_size,

@@ -327,3 +327,11 @@ def test_a_step_holds_a_dynamic_engine_and_one_for_each_shape(
     if present_library() == "tensorrt-rtx" and why_no_cuda():
         assert engines["model"]["inspection"]["source"] == "builder"
         assert engines["model"]["inspection"]["layers"] > 10
+
+
+def test_the_full_library_is_taken_where_it_finds_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.export.trt_api.installed", lambda: ["tensorrt", "tensorrt_rtx_bindings"])
+    monkeypatch.setattr("compress.export.trt_api.why_no_cuda", lambda: "")
+    assert present_library() == "tensorrt"
+    monkeypatch.setattr("compress.export.trt_api.why_no_cuda", lambda: "no GPU")
+    assert present_library() == "tensorrt-rtx"

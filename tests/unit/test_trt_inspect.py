@@ -7,7 +7,9 @@ of the kinds that public layer dumps of transformer engines have.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.export import trt_inspect
-from compress.export.trt_api import missing_trt, present_library
+from compress.export.trt_api import Trt, missing_trt, present_library
 from compress.export.trt_build import Built, build
 from compress.export.trt_inspect import inspect_engine, parse_listing, summarise
 from compress.runtimes.cuda import why_no_cuda
@@ -206,3 +208,37 @@ def test_without_a_gpu_and_a_listing_there_is_a_reason(monkeypatch: pytest.Monke
     monkeypatch.setattr(trt_inspect, "why_no_cuda", lambda: "no driver")
     found = inspect_engine(Path("model.engine"), Path("model.onnx"), [])
     assert found == "no GPU, and the builder listed no layers"
+
+
+@pytest.mark.parametrize(("loads", "tells"), [(True, True), (True, False), (False, True)])
+def test_with_a_gpu_the_loaded_engine_is_asked(
+    loads: bool, tells: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = SimpleNamespace(
+        create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda form: json.dumps(sample(11))),
+        get_engine_stat=lambda stat: 7_000,
+        num_optimization_profiles=2,
+        device_memory_size_v2=900,
+        get_device_memory_size_for_profile_v2=lambda index: (400, 900)[index],
+        streamable_weights_size=0,
+    )
+    stats = {"EngineStat": SimpleNamespace(TOTAL_WEIGHTS_SIZE=0)} if tells else {}
+    fake: Any = SimpleNamespace(
+        ILogger=object,
+        LayerInformationFormat=SimpleNamespace(JSON=1),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine if loads else None),
+        **stats,
+    )
+    fake = type("Fake", (), vars(fake))  # a module can be hashed, a namespace cannot
+    monkeypatch.setattr(trt_inspect, "why_no_cuda", lambda: "")
+    monkeypatch.setattr(trt_inspect, "load_trt", lambda: Trt(fake, "tensorrt", "11.4.0.106"))
+    monkeypatch.setattr(trt_inspect, "operators_of", lambda path: OPERATORS)
+    (tmp_path / "model.engine").write_bytes(b"plan")
+    found = inspect_engine(tmp_path / "model.engine", tmp_path / "model.onnx", [])
+    if not loads:
+        assert str(found).startswith("tensorrt 11.4.0.106 could not load it")
+        return
+    assert not isinstance(found, str)
+    assert (found.source, found.layers, found.fused_attention) == ("inspector", 13, 1)
+    assert found.weights_bytes == (7_000 if tells else None)
+    assert (found.activation_bytes, found.profile_activation_bytes, found.streamable_bytes) == (900, (400, 900), 0)
