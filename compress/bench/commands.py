@@ -67,7 +67,7 @@ class Commands:
         examples = Encoded.load(Path(encoded))
         runtime = runtimes.get(place.runtime)()
         runtime.require(place)
-        runtime.preload()
+        runtime.preload(place)
         self._on_gpu = place.device == "cuda"
         self._note_memory("import")
         start = self._clock()
@@ -156,6 +156,12 @@ class Commands:
             "gpu_process_bytes": max(self._gpu_bytes, default=None),
             "frameworks": loaded,
         } | self._session.memory()
+
+    def do_device_clock(self, indices: Sequence[int], batch: int = 1) -> dict[str, Any]:
+        """Time the sequence once more by the device's own clock, apart from the rounds: its events cost time too."""
+        found = [self._session.device_ms(feed) for feed in self._prepare(indices, batch)]
+        times = [ms for ms in found if ms is not None]
+        return {"gpu_latency_ms": statistics.median(times)} if times else {}
 
     def do_placement(self) -> dict[str, Any]:
         return {"placement": self._session.placement()}

@@ -127,7 +127,7 @@ class Lane:
             if answer:
                 self.end_to_end[-1].append(answer["ms"])
 
-    def finish(self, out: Path) -> None:
+    def finish(self, out: Path, plan: Plan) -> None:
         """Take what is not latency and needs one input at a time; memory comes first."""
         self.facts |= self.ask("memory") or {}
         peak, limit = self.facts.get("peak_rss_bytes"), self.target.memory_bytes
@@ -135,6 +135,9 @@ class Lane:
             self.stopped("oom", f"peak of {peak / 2**20:.0f} MiB above the limit of {limit / 2**20:g} MiB")
         if self.ask("predict", out=str(out), batch=1):
             self.facts["outputs"] = np.load(out, allow_pickle=False)
+            if self.target.device == "cuda":
+                clock = {"indices": plan.sequence, "batch": plan.batch_size}
+                self.facts |= self._try("device_clock", "gpu_latency", **clock) or {}
             self.facts |= self._try("placement", "placement") or {}
 
     def lacks(self, what: str, reason: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from compress.bench import idle
 from compress.bench.emulation import NO_TIMES, emulated_part, run_emulated
 from compress.bench.energy import Meter, find_meter
 from compress.bench.examples import save_rows
+from compress.bench.gpu_state import drift
 from compress.bench.inspecting import Inspection, fits, inspect, predict
 from compress.bench.lane import Lane, Plan, Subject
 from compress.bench.launch import without_folders
 from compress.bench.measurement import Measurement
+from compress.bench.nvml import device_state
 from compress.bench.rounds import Pace, Series, missed_precision, rotated
 from compress.bench.scenarios import measure_scenarios
 from compress.bench.settings import MeasureSettings
@@ -87,7 +89,7 @@ def measure(
         return []
     sequence = _sequence([subject.encoded for subject in subjects], settings.inputs, seed)
     for lane in lanes:
-        found = runtimes.get(lane.target.runtime)().available(lane.target)
+        found = runtimes.get(lane.target.runtime)().takes(lane.subject.artifact, lane.target)
         if not found.ok or (latency_only and lane.target.evidence == "emulated"):
             lane.stopped("skipped", found.reason or NO_TIMES)
     groups: dict[tuple[str, int], list[Lane]] = {}
@@ -124,6 +126,7 @@ class _Group:
         watch, found = idle.begin(pinned_cores(first), device)
         files, rows = _save_encoded(self.lanes, self.folder), self._save_rows()
         self.meter = None if self.plan.latency_only else find_meter(device)
+        self.on_gpu, self.gpu_states = device == "cuda", list[dict[str, Any]]()
         self.pace = Pace(settings, self.clock, second_clock=bool(rows))
         self.emit(
             f"measuring {len(self.lanes)} artifacts side by side on {device}, {threads} thread{'s' * (threads > 1)}: "
@@ -136,9 +139,10 @@ class _Group:
                     lane.launch(stack, files[id(lane.subject.encoded)], self.plan)
                 self._run(launch, rows, last=launch == settings.launches - 1)
         missed = missed_precision([[] if "status" in lane.facts else lane.samples for lane in self.lanes], self.pace)
-        found += idle.end(watch, device, threads)
+        found += idle.end(watch, device, threads) + drift(self.gpu_states)
         for lane, warning in zip(self.lanes, missed, strict=True):
             lane.warnings[:0] = found
+            lane.facts |= {"gpu_states": self.gpu_states} if self.gpu_states else {}
             lane.warnings += [warning] if warning else []
 
     def _run(self, launch: int, rows: Mapping[int, Path], *, last: bool) -> None:
@@ -149,7 +153,7 @@ class _Group:
         self.pace.pause()
         for number, lane in enumerate(self.lanes if finish else ()):
             self.emit("measuring: memory, predictions", number + 1, len(self.lanes))
-            lane.finish(self.folder / "outputs.npy")
+            lane.finish(self.folder / "outputs.npy", self.plan)
         self._run_second_clock(launch, rows)
         self.pace.end()
         if finish:
@@ -163,11 +167,19 @@ class _Group:
                 lane.round(self.plan, meter)
             done += 1
             self.emit("measuring: timing rounds", done, self.plan.settings.rounds)
-            if self.pace.ends(done, self._series):
+            ends = self.pace.ends(done, self._series)
+            if done == 1 or ends:
+                self._note_gpu()
+            if ends:
                 if self.plan.settings.precision is None and done < self.plan.settings.rounds:
                     for lane in self.lanes:
                         lane.warnings.append(f"{done} of {self.plan.settings.rounds} rounds: {self.pace.why()}")
                 return
+
+    def _note_gpu(self) -> None:
+        """Read the GPU's clocks right after it worked: they fall when it rests."""
+        state = device_state() if self.on_gpu else None
+        self.gpu_states += [state] if state is not None else []
 
     def _run_second_clock(self, launch: int, rows: Mapping[int, Path]) -> None:
         lanes = [lane for lane in self.lanes if id(lane.subject.rows) in rows]

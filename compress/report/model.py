@@ -290,7 +290,9 @@ class Row(Frozen):
     parameters: int | None = None
     pareto: bool = Field(False, description="no other row of this target is both faster and more accurate")
     integers: Integers | None = Field(None, description="of an INT8 artifact, where its runtime tells")
-    findings: tuple[str, ...] = Field((), description="why an INT8 artifact is not faster; empty if it is")
+    findings: tuple[str, ...] = Field(
+        (), description="why it is not faster: INT8 that is no gain, nodes of a GPU target that run on the CPU"
+    )
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(
         default_factory=dict, description='what is null although the row is ok -> why, e.g. "throughput" -> reason'

@@ -43,7 +43,7 @@ class TensorrtRuntime(Runtime):
                 missing.append(f"torch {torch.__version__}, which holds the buffers, cannot use the GPU")
         return Availability(not missing, "; ".join(missing))
 
-    def preload(self) -> None:
+    def preload(self, target: Target) -> None:
         for module in ("torch", *installed()):
             import_module(module)
 
@@ -51,7 +51,7 @@ class TensorrtRuntime(Runtime):
         self.require(target)
 
         def session(graph: str) -> Session:
-            return TensorrtSession(*load_engine(artifact, graph))
+            return TensorrtSession(*load_engine(artifact, graph), cuda_graph=target.cuda_graph)
 
         fixed = fixed_shapes(artifact.manifest.graphs)
         return ByShape(session, fixed) if fixed else session("model")

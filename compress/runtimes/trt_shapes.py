@@ -24,11 +24,17 @@ class ByShape(Session):
         self._open: dict[str, Session] = {"model": session("model")}
 
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
+        return self._for(batch, graph).run(batch)
+
+    def device_ms(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> float | None:
+        return self._for(batch, graph).device_ms(batch)
+
+    def _for(self, batch: Mapping[str, np.ndarray], graph: str) -> Session:
         if graph == "model":
             graph = next((name for shapes, name in self._fixed.items() if _is_of(batch, shapes)), graph)
         if graph not in self._open:
             self._open[graph] = self._session(graph)
-        return self._open[graph].run(batch)
+        return self._open[graph]
 
     def placement(self) -> dict[str, Any]:
         return self._open["model"].placement() | {"engines": sorted(self._open)}

@@ -245,10 +245,10 @@ def test_torch_session_tells_its_allocator_on_a_gpu_only(
 ) -> None:
     import torch
 
-    from compress.runtimes.torch import _TorchSession
+    from compress.runtimes.torch_session import TorchSession
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
-    session = _TorchSession(torch.nn.Linear(1, 1), {}, Target(name="t", runtime="torch", threads=1))  # type: ignore[arg-type]
+    session = TorchSession(torch.nn.Linear(1, 1), {}, Target(name="t", runtime="torch", threads=1))  # type: ignore[arg-type]
     assert session.memory() == {}
     session._device = torch.device("cuda")
     assert session.memory() == {"gpu_allocator_bytes": 123}

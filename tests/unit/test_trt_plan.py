@@ -301,6 +301,9 @@ class FakeSession(Session):
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, Any]:
         return {"ran": self.graph}
 
+    def device_ms(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> float | None:
+        return {"model": 1.0, "model@1x16": 2.0}.get(self.graph)
+
     def placement(self) -> dict[str, Any]:
         return {"device": "cuda"}
 
@@ -326,6 +329,8 @@ def test_the_engine_of_exactly_that_shape_runs_else_the_dynamic_one(engine: Call
     ]
     assert opened == ["model", "model@8x32", "model@1x16"]
     assert session.placement() == {"device": "cuda", "engines": ["model", "model@1x16", "model@8x32"]}
+    assert session.device_ms({"input_ids": np.zeros((1, 16), np.int64)}) == 2.0
+    assert session.device_ms({"input_ids": np.zeros((2, 16), np.int64)}) == 1.0
     session.close()
     assert all(each.closed for each in session._open.values())  # type: ignore[attr-defined]
 
