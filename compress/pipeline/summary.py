@@ -13,6 +13,7 @@ from compress.bench.environment import environment
 from compress.data.config import Source
 from compress.pipeline.checking import GateResult
 from compress.pipeline.emulated import environment_of
+from compress.pipeline.engines import engine_records
 from compress.pipeline.examples import changed_examples
 from compress.pipeline.gpu import state_in_words
 from compress.pipeline.int8 import int8_searches
@@ -59,6 +60,7 @@ def summarise(state: RunState, measured: Measured, command: str, *, examples: bo
         stages=tuple(stages(state, measured, rows, verdict)),
         searches=tuple(latency_searches(state, measured)),
         int8=tuple(int8_searches(state)),
+        engines=tuple(engine_records(state)),
         students=tuple(student_matches(state, measured)),
         sensitivities=tuple(sensitivity_records(state)),
         baselines=_baseline_records(measured),

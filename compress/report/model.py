@@ -14,6 +14,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from compress.report.engine_model import Engine as Engine
+from compress.report.engine_model import EngineLayers as EngineLayers
 from compress.report.frozen import Baseline as Baseline
 from compress.report.frozen import Family as Family
 from compress.report.frozen import Frozen as Frozen
@@ -371,6 +373,7 @@ class Report(Frozen):
     stages: tuple[Stage, ...] = Field((), description="from the model to the artifact to ship, target by target")
     searches: tuple[LatencySearch, ...] = ()
     int8: tuple[Int8Search, ...] = ()
+    engines: tuple[Engine, ...] = ()
     students: tuple[StudentMatch, ...] = ()
     sensitivities: tuple[SensitivityRecord, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")

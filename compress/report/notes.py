@@ -151,6 +151,26 @@ def _quantize(notes: Notes, unit: Unit) -> Pairs:
     return [("instruction set", f"{isa['name']} ({', '.join(isa['flags']) or 'no known flags'})")] if isa else []
 
 
+_ENGINE = (
+    *("engines", "library", "version", "device", "compute_capability", "driver", "precision", "float_precision"),
+    *("tf32", "profiles", "timing_cache", "refit", "strip_plan", "version_compatible", "exclude_lean_runtime"),
+    *("hardware_compatibility", "optimization_level", "workspace_bytes"),
+)
+"""Notes that the section about engines shows, or the step's configuration."""
+
+
+def _build(notes: Notes, unit: Unit) -> Pairs:
+    if "engines" in notes:
+        for name in _ENGINE:
+            notes.pop(name, None)
+    messages = notes.pop("messages", [])
+    pairs = [("TensorRT said", "; ".join(messages))] if messages else []
+    for key, what in (("onnx_sha256", "ONNX file, sha256"), ("plan_sha256", "engine, sha256")):
+        if key in notes:
+            pairs.append((what, numbers.short_digest(notes.pop(key))))
+    return pairs
+
+
 def _distill(notes: Notes, unit: Unit) -> Pairs:
     pairs: Pairs = []
     if "teacher_layers" in notes:
@@ -209,6 +229,7 @@ def _millions(value: int) -> str:
 
 
 _WRITERS: dict[str, Callable[[dict[str, Any], Unit], Pairs]] = {
+    "build": _build,
     "distill": _distill,
     "factorize": _factorize,
     "prune": _prune,
