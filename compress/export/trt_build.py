@@ -63,6 +63,7 @@ def build(onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | 
         network = _parsed(trt, builder, onnx_file, logger)
         config = builder.create_builder_config()
         set_options(trt, config, chosen)
+        sparse = _let_sparse(trt, config, onnx_file)
         config.add_optimization_profile(_profile(builder, network, profile))
         kept.give(config)
         plan = builder.build_serialized_network(network, config)
@@ -78,6 +79,7 @@ def build(onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | 
             driver=device.driver,
             precision=precision,
             float_precision=floats,
+            sparse_products=sparse,
             profiles=[{name: _named(shapes) for name, shapes in profile.items()}],
             timing_cache=kept.keep(config),
             onnx_sha256=_sha256(onnx_file),
@@ -108,6 +110,18 @@ def _parsed(trt: Trt, builder: Any, onnx_file: Path, logger: Any) -> Any:
         said = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
         raise _refused(trt, "parse the ONNX file", said)
     return network
+
+
+def _let_sparse(trt: Trt, config: Any, onnx_file: Path) -> int:
+    """Let the builder choose sparse kernels if weights are 2:4 sparse; return how many are."""
+    import onnx
+
+    from compress.export.sparsity import sparse_weights
+
+    found = len(sparse_weights(onnx.load(onnx_file)).sparse)
+    if found:
+        config.set_flag(trt.module.BuilderFlag.SPARSE_WEIGHTS)
+    return found
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:

@@ -10,13 +10,16 @@ from typing import Any
 _SEVERITIES = ("internal error", "error", "warning")
 LISTING = ("Layers:", "Total Weights Memory:", "Total Activation Memory:")
 """What messages about the finished engine begin with; they are verbose ones."""
+_SPARSITY = "(Sparsity)"
+"""Stands in the messages that name the layers with sparse kernels."""
 
 
 @contextmanager
 def logged(trt: Any) -> Iterator[tuple[Any, list[str]]]:
     """Give the logger of a TensorRT module, and the list that its warnings and errors go to while this is open.
 
-    What the builder tells of the finished engine goes to ``logger.listing``.
+    Which layers get sparse kernels goes there too. What the builder tells of the finished engine goes to
+    ``logger.listing``.
     """
     logger = _logger(trt)
     before, logger.messages, logger.listing = logger.messages, [], []
@@ -38,7 +41,7 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             level = str(severity).rpartition(".")[2].lower().replace("_", " ")
-            if level in _SEVERITIES:
+            if level in _SEVERITIES or _SPARSITY in text:
                 self.messages.append(f"{level}: {text.strip()}")
             elif text.startswith(LISTING):
                 self.listing.append(text)

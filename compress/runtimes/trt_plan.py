@@ -51,6 +51,8 @@ class PlanRecord(BaseModel):
     driver: str | None = None
     precision: str = ""
     float_precision: str = ""
+    sparse_products: int = 0
+    """Products of the ONNX file whose weight is 2:4; whether a sparse kernel runs them is TensorRT's choice."""
     tf32: bool = False
     optimization_level: int | None = None
     workspace_bytes: int | None = None

@@ -90,6 +90,27 @@ def test_width_pruned_model_of_another_family_builds(tiny_exported: Callable[...
 
 
 @needs_trt
+@pytest.mark.parametrize(("zeros", "found"), [(True, 1), (False, 0)])
+def test_sparse_weights_may_get_sparse_kernels(
+    zeros: bool, found: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weight = np.arange(1, 64 * 64 + 1, dtype=np.float32).reshape(64, 64)
+    if zeros:
+        weight[::2] = 0.0  # (inputs, outputs): of every four inputs two have a weight
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y])
+    graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    flags = []
+    monkeypatch.setattr("compress.export.trt_timing.Timings.give", lambda self, config: flags.append(config.flags))
+    info = build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", {"x": ((1, 64), (4, 64), (8, 64))})
+    assert info["sparse_products"] == found
+    sparse = 1 << int(load_trt().module.BuilderFlag.SPARSE_WEIGHTS)
+    assert [bool(value & sparse) for value in flags] == [bool(found)]
+
+
+@needs_trt
 def test_asymmetric_int8_is_refused_with_the_parsers_reason(
     tiny_exported: Callable[..., Artifact], tmp_path: Path
 ) -> None:
