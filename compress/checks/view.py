@@ -1,0 +1,217 @@
+"""A model as the rules look at it: nodes of every depth, who makes and reads a tensor, its type, shape and value."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[int | str | None, ...]
+"""Sizes; a name, or None without one, for what is known at run time only."""
+_LARGE = 1024
+"""Values; a larger constant is no shape, axis or scale, and type inference runs without its bytes."""
+
+
+class View:
+    """Read-only index of a model.
+
+    Attributes:
+        model: as it was read; large weights may lie in other files.
+        folder: where those files are.
+        nodes: of the graph and of the graphs inside its nodes, in order.
+        initializers: name -> tensor.
+        types: name of a value -> ONNX element type; what cannot be inferred is absent.
+        shapes: name of a value -> sizes; what cannot be inferred is absent.
+        opset: version of the standard operators.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
+        self.model, self.folder = model, folder
+        self.opset = max((it.version for it in model.opset_import if it.domain in ("", "ai.onnx")), default=1)
+        self.graphs = list(_graphs(model.graph))
+        self.nodes: list[onnx.NodeProto] = [node for graph in self.graphs for node in graph.node]
+        self.initializers = {tensor.name: tensor for graph in self.graphs for tensor in graph.initializer}
+        self.functions = {function.name: function for function in model.functions}
+        self.inputs = {value.name for value in model.graph.input}
+        self.outputs = {value.name for value in model.graph.output}
+        self.producers = {name: node for node in self.nodes for name in node.output if name}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self.types, self.shapes = _infer(model)
+        self.untensors = [
+            value.name for value in (*model.graph.input, *model.graph.output) if not value.type.HasField("tensor_type")
+        ]
+        self._signed = self._quantized_as_int8()
+        self._known: dict[str, bool] = {}
+
+    def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes of some operator types, in order."""
+        return (node for node in self.nodes if node.op_type in operators)
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """Return the values of an initializer or a Constant node; None if it is neither or cannot be read."""
+        from onnx import numpy_helper
+
+        tensor = self.initializers.get(name)
+        if tensor is None:
+            return self._constant_node(name)
+        try:
+            return np.asarray(numpy_helper.to_array(tensor, str(self.folder or "")))
+        except Exception:  # a missing file, an unknown type, too few bytes: each has a rule of its own
+            return None
+
+    def type_name(self, kind: int) -> str:
+        """Return ONNX's name of an element type."""
+        from onnx import TensorProto
+
+        return str(TensorProto.DataType.Name(kind)) if kind in TensorProto.DataType.values() else f"type {kind}"
+
+    def declared(self, name: str) -> str | None:
+        """Return the name of a value's type as ONNX has it; None if it is not known."""
+        kind = self.types.get(name)
+        return None if kind is None else self.type_name(kind)
+
+    def kind(self, name: str) -> str | None:
+        """Return the name of the type that TensorRT computes a value in: FLOAT for DOUBLE, INT8 for quantized UINT8."""
+        kind = self.declared(name)
+        return "INT8" if name in self._signed else "FLOAT" if kind == "DOUBLE" else kind
+
+    def known(self, name: str) -> bool:
+        """Say whether a value is constant: made of initializers and of sizes that are fixed, by whatever operators."""
+        if name not in self._known:
+            self._known[name] = False  # what depends on itself is not
+            self._known[name] = self._is_known(name)
+        return self._known[name]
+
+    def same_type_inputs(self, node: onnx.NodeProto) -> list[list[str]]:
+        """Return the groups of inputs to which the operator's schema gives one type."""
+        import onnx
+
+        if node.domain not in ("", "ai.onnx"):
+            return []
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        except onnx.defs.SchemaError:
+            return []
+        groups: dict[str, list[str]] = defaultdict(list)
+        for position, name in enumerate(node.input):
+            parameter = schema.inputs[min(position, len(schema.inputs) - 1)]
+            if name and (position < len(schema.inputs) or parameter.is_homogeneous):
+                groups[parameter.type_str].append(name)
+        return [names for kind, names in groups.items() if len(names) > 1 and not kind.startswith("tensor(")]
+
+    def size(self, name: str, axis: int) -> int | None:
+        """Return the size of one axis of a value; None if it is not known."""
+        shape = self.shapes.get(name)
+        found = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        return found if isinstance(found, int) else None
+
+    def label(self, node: onnx.NodeProto) -> str:
+        """Return the name to show for a node: its own, else its operator and first output."""
+        return node.name or f"{node.op_type} that makes {next(filter(None, node.output), 'nothing')}"
+
+    def _quantized_as_int8(self) -> set[str]:
+        """Return the values that are UINT8 in ONNX because QuantizeLinear made them; TensorRT makes INT8."""
+        import onnx
+
+        found: set[str] = set()
+        for node in self.nodes:
+            if node.op_type == "QuantizeLinear" or (node.input and node.input[0] in found):
+                found.update(name for name in node.output if self.types.get(name) == onnx.TensorProto.UINT8)
+        return found
+
+    def _is_known(self, name: str) -> bool:
+        if name in self.initializers:
+            return True
+        node = self.producers.get(name)
+        if node is None or node.op_type.startswith("Random"):
+            return False
+        if node.op_type in ("Shape", "Size"):
+            shape = self.shapes.get(node.input[0])
+            return shape is not None and all(isinstance(size, int) for size in shape)
+        return all(self.known(source) for source in node.input if source)
+
+    def _constant_node(self, name: str) -> np.ndarray | None:
+        from onnx import helper, numpy_helper
+
+        node = self.producers.get(name)
+        if node is None or node.op_type != "Constant" or len(node.attribute) != 1:
+            return None
+        value = helper.get_attribute_value(node.attribute[0])
+        if node.attribute[0].name == "value":
+            return np.asarray(numpy_helper.to_array(value))
+        return np.asarray(value) if node.attribute[0].name.startswith(("value_int", "value_float")) else None
+
+
+def read_view(path: Path) -> View:
+    """Read an ONNX file; weights in other files stay there.
+
+    Raises:
+        ModelError: the file is no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError("This file is not an ONNX model.", value=path, fix="Give an .onnx file.") from error
+    if not model.graph.node and not model.graph.output:
+        raise ModelError("This ONNX file has no graph.", value=path, fix="Export the model again.")
+    return View(model, path.parent)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the graphs inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _infer(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
+    """Return element types and shapes, inferred as far as the standard operators go."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for graph in _graphs(light.graph):
+        for tensor in graph.initializer:
+            if np.prod(tensor.dims, dtype=float) > _LARGE:
+                for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                    tensor.ClearField(field)
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # what it cannot infer is left to the rules that ask for it
+        light = model
+    types: dict[str, int] = {}
+    shapes: dict[str, Shape] = {}
+    for graph in _graphs(light.graph):
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            _note(value.name, value.type, types, shapes)
+        for tensor in graph.initializer:
+            types[tensor.name], shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
+    return types, shapes
+
+
+def _note(name: str, kind: Any, types: dict[str, int], shapes: dict[str, Shape]) -> None:
+    """Write down the type and shape of a tensor; sequences, optionals and maps have none."""
+    if not kind.HasField("tensor_type") or not kind.tensor_type.elem_type:
+        return
+    types[name] = kind.tensor_type.elem_type
+    if kind.tensor_type.HasField("shape"):
+        shapes[name] = tuple(
+            size.dim_value if size.HasField("dim_value") else size.dim_param or None
+            for size in kind.tensor_type.shape.dim
+        )
