@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.checks import trt_graph, trt_operators, trt_qdq, trt_speed, trt_types
+from compress.checks import trt_graph, trt_operators, trt_qdq, trt_special, trt_speed, trt_structure, trt_types
 from compress.checks.finding import Check, Finding, sorted_findings
 from compress.checks.tables import Table, load_table
 from compress.checks.view import View, read_view
@@ -22,11 +22,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
         trt_operators.operators,
         trt_operators.foreign_operators,
         trt_operators.attributes,
-        trt_operators.special_attributes,
+        trt_special.special,
         trt_operators.outputs,
         trt_operators.constant_inputs,
+        trt_operators.shape_inputs,
         trt_operators.ranks,
         trt_operators.old_broadcasting,
+        trt_structure.names,
+        trt_structure.cycles,
+        trt_structure.ranks,
+        trt_structure.sizes,
         trt_types.tensor_types,
         trt_types.operator_types,
         trt_types.uint8,
@@ -42,7 +47,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
         trt_qdq.activation_axes,
         trt_qdq.weight_axes,
         trt_graph.external_data,
-        trt_graph.duplicate_names,
         trt_graph.half_range,
         trt_graph.old_opset,
         trt_speed.thin_products,

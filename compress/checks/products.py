@@ -95,9 +95,7 @@ def operand(view: View, name: str) -> Operand:
     while (node := view.producers.get(source)) is not None:
         if node.op_type == "DequantizeLinear":
             quantized = True
-        elif node.op_type not in (*_MOVES, "QuantizeLinear"):
-            break
-        elif node.op_type == "QuantizeLinear" and not quantized:
+        elif node.op_type not in (*_MOVES, "QuantizeLinear") or (node.op_type == "QuantizeLinear" and not quantized):
             break
         source = node.input[0]
     return Operand(name, source, quantized, source in view.initializers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ class _Strict(BaseModel):
 class Limits(_Strict):
     """Sizes beyond which a fast kernel is not taken."""
 
+    axes: int = Field(description="most axes of a tensor")
     thin: int = Field(description="a product with a smaller K or N is not worth quantizing")
     int8_head_sizes: tuple[int, ...] = Field(description="of fused INT8 attention")
     int8_length: int = Field(description="most positions of fused INT8 attention")
@@ -45,6 +47,12 @@ class Outputs(_Strict):
 class Constants(_Strict):
     operators: tuple[str, ...]
     inputs: tuple[int, ...]
+    level: Literal["stored", "known"] = Field(description="an initializer, or computed of initializers and fixed sizes")
+
+
+class ShapeInputs(_Strict):
+    operators: tuple[str, ...]
+    inputs: tuple[int, ...]
 
 
 class Ranks(_Strict):
@@ -69,6 +77,7 @@ class Table(_Strict):
     attributes: tuple[Attribute, ...]
     outputs: tuple[Outputs, ...]
     constants: tuple[Constants, ...]
+    shape_inputs: tuple[ShapeInputs, ...]
     ranks: tuple[Ranks, ...]
 
 

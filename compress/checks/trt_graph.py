@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,17 +28,6 @@ def external_data(view: View, table: Table) -> Iterator[Finding]:
                 f"which is {'too short' if file is not None and file.is_file() else 'not there'}",
                 "Put the file of weights beside the model, or save the model as one file.",
             )
-
-
-def duplicate_names(view: View, table: Table) -> Iterator[Finding]:
-    """Every tensor is made once."""
-    for graph in view.graphs:
-        made = Counter(name for node in graph.node for name in node.output if name)
-        for name, times in made.items():
-            if times > 1:
-                yield Finding(
-                    "duplicate-name", "error", name, f"{times} nodes make this tensor", "Give each output its own name."
-                )
 
 
 def half_range(view: View, table: Table) -> Iterator[Finding]:

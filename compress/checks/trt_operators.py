@@ -14,18 +14,35 @@ if TYPE_CHECKING:
     import onnx
 
 _STANDARD = ("", "ai.onnx")
+_SIZES = ("INT32", "INT64")
 _INTEGER = {
     "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
     "QAttention", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul",
 }  # fmt: skip
-_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Max", "Min", "Gemm", "And", "Or", "Xor", "Equal", "Less")
+_BROADCASTING = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "PRelu",
+    "Max",
+    "Min",
+    "Sum",
+    "Gemm",
+    "And",
+    "Or",
+    "Xor",
+    "Equal",
+    "Less",
+)
 
 
 def operators(view: View, table: Table) -> Iterator[Finding]:
     """Every operator needs an importer, which is found by the name of the operator alone."""
     for node in view.nodes:
         name = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
-        if node.op_type in view.functions or node.op_type in table.operators:
+        if node.op_type in table.operators:
             continue
         if node.op_type in table.plugins:
             reason = f"{name} needs a plugin that TensorRT-RTX does not have"
@@ -37,7 +54,7 @@ def operators(view: View, table: Table) -> Iterator[Finding]:
 def foreign_operators(view: View, table: Table) -> Iterator[Finding]:
     """An operator of another domain is read as the standard one of its name, or is taken by TensorRT-RTX alone."""
     for node in view.nodes:
-        if node.domain in _STANDARD or node.op_type in view.functions or node.op_type not in table.operators:
+        if node.domain in _STANDARD or node.op_type not in table.operators:
             continue
         name = f"{node.domain}.{node.op_type}"
         if node.op_type in table.onnxruntime_operators:
@@ -66,16 +83,6 @@ def attributes(view: View, table: Table) -> Iterator[Finding]:
             )
 
 
-def special_attributes(view: View, table: Table) -> Iterator[Finding]:
-    """Combinations of attributes, types and inputs that are refused."""
-    for node in view.nodes:
-        reason = _refused(view, node)
-        if reason:
-            yield Finding(
-                "attribute", "error", view.label(node), reason, "Compute it with other operators, or export without it."
-            )
-
-
 def outputs(view: View, table: Table) -> Iterator[Finding]:
     """Outputs that only training, or a decoder's cache, needs."""
     for rule in table.outputs:
@@ -97,13 +104,33 @@ def constant_inputs(view: View, table: Table) -> Iterator[Finding]:
         for node in view.of(*rule.operators):
             for position in rule.inputs:
                 name = node.input[position] if position < len(node.input) else ""
-                if name and not view.known(name):
+                if name and not (view.stored(name) if rule.level == "stored" else view.known(name)):
                     yield Finding(
                         "constant-input",
                         "error",
                         view.label(node),
-                        f"input {position} of {node.op_type} ({name}) is computed at run time",
+                        f"input {position} of {node.op_type} ({name}) is not constant"
+                        if not view.known(name)
+                        else f"input {position} of {node.op_type} ({name}) is computed; it must be stored",
                         "Make it an initializer.",
+                    )
+
+
+def shape_inputs(view: View, table: Table) -> Iterator[Finding]:
+    """Shapes may be computed of shapes and of integer inputs, not of float inputs."""
+    for rule in table.shape_inputs:
+        for node in view.of(*rule.operators):
+            for position in rule.inputs:
+                name = node.input[position] if position < len(node.input) else ""
+                source = next((it for it in view.inputs_behind(name) if view.kind(it) not in _SIZES), None)
+                if source is not None:
+                    yield Finding(
+                        "shape-input",
+                        "error",
+                        view.label(node),
+                        f"input {position} of {node.op_type} depends on the values of {source}, "
+                        f"which is {view.kind(source)}",
+                        "Compute sizes of shapes or of INT64 inputs only, or make them constant.",
                     )
 
 
@@ -136,41 +163,6 @@ def old_broadcasting(view: View, table: Table) -> Iterator[Finding]:
                 f"{node.op_type} of operator set {view.opset} broadcasts by rules that TensorRT does not know",
                 "Convert the model to operator set 13 or later (onnx.version_converter).",
             )
-
-
-def _refused(view: View, node: onnx.NodeProto) -> str:
-    """Return why an operator is refused for what its attributes and inputs are together; empty if it is not."""
-    kinds = [view.kind(name) for name in node.input]
-    shapes = [view.shapes.get(name) for name in node.input]
-    if node.op_type == "Mod" and not attribute(node, "fmod", 0) and kinds[0] in ("FLOAT", "FLOAT16", "BFLOAT16", "INT8"):
-        return f"Mod of {kinds[0]} without fmod"
-    if node.op_type == "Attention" and node.domain in _STANDARD:
-        return _refused_attention(view, node)
-    if node.op_type == "Range" and kinds[0] == "FLOAT" and not all(map(view.known, node.input)):
-        return "Range of FLOAT with bounds that are computed at run time"
-    if node.op_type == "MatMul" and None not in shapes and len(shapes[0] or ()) == 1 and len(shapes[1] or ()) > 2:
-        return "MatMul of a vector with a stack of matrices"
-    if node.op_type == "Resize" and len(node.input) == 3 and node.input[2]:
-        axes, rank = attribute(node, "axes", None), len(shapes[0] or ())
-        if axes is not None and list(axes) != list(range(rank)):
-            return "Resize with scales for some axes only"
-    if node.op_type == "Einsum" and (odd := set(attribute(node, "equation", b"").decode()) - set(_EINSUM)):
-        return f"Einsum with {' '.join(sorted(odd))} in its equation; letters are lower-case"
-    return ""
-
-
-_EINSUM = "abcdefghijklmnopqrstuvwxyz->., "
-
-
-def _refused_attention(view: View, node: onnx.NodeProto) -> str:
-    if len(node.input) > 3 and node.input[3] and attribute(node, "is_causal", 0):
-        return "Attention with a mask and is_causal at once"
-    if any(node.input[4:6]):
-        return "Attention with a cache (past_key, past_value)"
-    shapes = [view.shapes.get(name) for name in node.input[1:3]]
-    if None not in shapes and shapes[0] != shapes[1]:
-        return "Attention whose keys and values differ in shape"
-    return ""
 
 
 def _instead(node: onnx.NodeProto) -> str:

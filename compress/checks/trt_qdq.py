@@ -31,13 +31,13 @@ def zero_points(view: View, table: Table) -> Iterator[Finding]:
         if np.any(values.astype(np.float32) != 0):
             shown = ", ".join(map(str, np.unique(values.astype(np.float32)).astype(int)[:3]))
             yield Finding("zero-point", "error", view.label(node), f"the zero point is {shown}, not 0", _SYMMETRIC)
-        shape = view.shapes.get(node.input[1])
-        if shape is not None and None not in shape and np.prod(shape, dtype=int) != values.size:
+        count = view.count(node.input[1])
+        if count is not None and count != values.size:
             yield Finding(
                 "zero-point",
                 "error",
                 view.label(node),
-                f"{np.prod(shape, dtype=int)} scales have {values.size} zero points",
+                f"{count} scales have {values.size} zero points",
                 "Give each scale a zero point, or leave zero points out (int8 weights).",
             )
 
@@ -84,13 +84,15 @@ def blocks(view: View, table: Table) -> Iterator[Finding]:
         if scale is None or values is None or len(scale) < 2 or len(scale) != len(values):
             continue
         pairs = [(s, v) for s, v in zip(scale, values, strict=True) if isinstance(s, int) and isinstance(v, int)]
-        if any(s == 0 or v % s for s, v in pairs) or sum(s != v for s, v in pairs) > 1:
+        blocked = [axis for axis, (s, v) in enumerate(zip(scale, values, strict=True)) if s != v]
+        whole = all(s and v % s == 0 for s, v in pairs) and len(blocked) < 2
+        if not whole or (blocked and blocked[0] < len(values) - 2):
             yield Finding(
                 "scale-blocks",
                 "error",
                 view.label(node),
-                f"scales of shape {list(scale)} do not divide {list(values)} into whole blocks of one axis",
-                "Choose a block size that divides the axis.",
+                f"scales of shape {list(scale)} do not divide {list(values)} into whole blocks of a late axis",
+                "Choose a block size that divides the last axis, or the one before it.",
             )
 
 
@@ -118,21 +120,23 @@ def quantized_types(view: View, table: Table) -> Iterator[Finding]:
         kind = view.type_name(wanted) if wanted else None
         if kind is not None and (kind not in _INT_STORED or zero not in (None, kind)):
             yield Finding(
-                "stored-type", "error", view.label(node), f"makes {kind} by output_dtype; TensorRT makes INT8", _SYMMETRIC
+                "stored-type",
+                "error",
+                view.label(node),
+                f"makes {kind} by output_dtype; TensorRT makes INT8",
+                _SYMMETRIC,
             )
 
 
 def odd_halves(view: View, table: Table) -> Iterator[Finding]:
     """Two 4-bit numbers share a byte."""
     for node in view.of(*_PAIR):
-        shape = view.shapes.get(node.input[0])
-        four = view.kind(node.input[0]) in ("INT4", "FLOAT4E2M1") or view.kind(node.output[0]) in ("INT4", "FLOAT4E2M1")
-        if four and shape is not None and all(isinstance(size, int) for size in shape):
-            count = int(np.prod([size for size in shape if isinstance(size, int)], dtype=int))
-            if count % 2:
-                yield Finding(
-                    "odd-int4", "error", view.label(node), f"{count} numbers of 4 bits: an odd number", "Pad to even."
-                )
+        four = {view.kind(node.input[0]), view.kind(node.output[0])} & {"INT4", "FLOAT4E2M1"}
+        count = view.count(node.input[0])
+        if four and count is not None and count % 2:
+            yield Finding(
+                "odd-int4", "error", view.label(node), f"{count} numbers of 4 bits, two a byte", "Pad to even."
+            )
 
 
 def unsigned_activations(view: View, table: Table) -> Iterator[Finding]:

@@ -7,15 +7,11 @@ The limits are those of its developer guide (fused attention, channels) and of w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from compress.checks.finding import Finding
 from compress.checks.products import Product, before, behind, operand, products
 from compress.checks.tables import Table
 from compress.checks.view import View
-
-if TYPE_CHECKING:
-    import onnx
 
 _FLOATS = {1: "FP32", 10: "FP16", 16: "BF16"}
 _ACTIVATIONS = ("Relu", "Gelu", "Erf", "Tanh", "Sigmoid", "LeakyRelu", "HardSwish", "Clip", "BatchNormalization")
@@ -146,7 +142,7 @@ def quantized_outputs(view: View, table: Table) -> Iterator[Finding]:
                     "quantized-output",
                     "warning",
                     view.label(reader),
-                    f"stands between {view.label(product.node)} and {view.label(readers[0])}, which could be one kernel",
+                    f"stands between {view.label(product.node)} and {view.label(readers[0])}, which could be one",
                     "Quantize the inputs of products only; the next product's QuantizeLinear does the rest.",
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int | str | None, ...]
 """Sizes; a name, or None without one, for what is known at run time only."""
+_SIZES_ONLY = ("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape", "Size", "TopK")
 _LARGE = 1024
 """Values; a larger constant is no shape, axis or scale, and type inference runs without its bytes."""
 
@@ -24,7 +26,7 @@ class View:
     """Read-only index of a model.
 
     Attributes:
-        model: as it was read; large weights may lie in other files.
+        model: as it was read, its own functions written out; large weights may lie in other files.
         folder: where those files are.
         nodes: of the graph and of the graphs inside its nodes, in order.
         initializers: name -> tensor.
@@ -34,12 +36,14 @@ class View:
     """
 
     def __init__(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
-        self.model, self.folder = model, folder
+        self.model, self.folder = _inlined(model), folder
+        model = self.model
         self.opset = max((it.version for it in model.opset_import if it.domain in ("", "ai.onnx")), default=1)
         self.graphs = list(_graphs(model.graph))
         self.nodes: list[onnx.NodeProto] = [node for graph in self.graphs for node in graph.node]
         self.initializers = {tensor.name: tensor for graph in self.graphs for tensor in graph.initializer}
-        self.functions = {function.name: function for function in model.functions}
+        self._given = {value.name for graph in self.graphs for value in graph.input}
+        self._given |= {tensor.values.name for graph in self.graphs for tensor in graph.sparse_initializer}
         self.inputs = {value.name for value in model.graph.input}
         self.outputs = {value.name for value in model.graph.output}
         self.producers = {name: node for node in self.nodes for name in node.output if name}
@@ -57,6 +61,10 @@ class View:
     def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
         """Yield the nodes of some operator types, in order."""
         return (node for node in self.nodes if node.op_type in operators)
+
+    def has(self, name: str) -> bool:
+        """Say whether a value is an input of a graph, a weight, or made by a node."""
+        return name in self.producers or name in self.initializers or name in self._given
 
     def constant(self, name: str) -> np.ndarray | None:
         """Return the values of an initializer or a Constant node; None if it is neither or cannot be read."""
@@ -93,6 +101,28 @@ class View:
             self._known[name] = self._is_known(name)
         return self._known[name]
 
+    def stored(self, name: str) -> bool:
+        """Say whether a value is in the file, or is a Cast or Identity of one that is."""
+        node = self.producers.get(name)
+        while node is not None and node.op_type in ("Cast", "Identity"):
+            name = node.input[0]
+            node = self.producers.get(name)
+        return name in self.initializers or (node is not None and node.op_type == "Constant")
+
+    def inputs_behind(self, name: str) -> list[str]:
+        """Return the inputs of the model on whose values a value depends, not just on their sizes or places."""
+        found, todo, seen = [], [name], {name}
+        while todo:
+            current = todo.pop()
+            node = self.producers.get(current)
+            if node is None:
+                found += [current] if current in self.inputs and current not in self.initializers else []
+            elif node.op_type not in _SIZES_ONLY:
+                fresh = [source for source in node.input if source and source not in seen]
+                todo += fresh
+                seen.update(fresh)
+        return found
+
     def same_type_inputs(self, node: onnx.NodeProto) -> list[list[str]]:
         """Return the groups of inputs to which the operator's schema gives one type."""
         import onnx
@@ -115,6 +145,12 @@ class View:
         shape = self.shapes.get(name)
         found = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
         return found if isinstance(found, int) else None
+
+    def count(self, name: str) -> int | None:
+        """Return how many numbers a value has; None if a size is not known."""
+        shape = self.shapes.get(name)
+        sizes = [size for size in shape or () if isinstance(size, int)]
+        return math.prod(sizes) if shape is not None and len(sizes) == len(shape) else None
 
     def label(self, node: onnx.NodeProto) -> str:
         """Return the name to show for a node: its own, else its operator and first output."""
@@ -160,15 +196,21 @@ def read_view(path: Path) -> View:
         ModelError: the file is no ONNX model.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's DecodeError, whose place differs from version to version
         raise ModelError("This file is not an ONNX model.", value=path, fix="Give an .onnx file.") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError("This ONNX file has no graph.", value=path, fix="Export the model again.")
     return View(model, path.parent)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with the functions that it defines written out where they are called."""
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
