@@ -50,7 +50,7 @@ class Constants(_Strict):
     level: Literal["stored", "known"] = Field(description="an initializer, or computed of initializers and fixed sizes")
 
 
-class ShapeInputs(_Strict):
+class Inputs(_Strict):
     operators: tuple[str, ...]
     inputs: tuple[int, ...]
 
@@ -74,10 +74,11 @@ class Table(_Strict):
     onnxruntime_operators: frozenset[str] = Field(description="operators of ONNX Runtime that are taken")
     refused_types: tuple[RefusedTypes, ...]
     mixing: frozenset[str] = Field(description="operators whose inputs may have different float types")
+    equal: tuple[Inputs, ...] = Field(description="inputs of one type, although their schema types differ")
     attributes: tuple[Attribute, ...]
     outputs: tuple[Outputs, ...]
     constants: tuple[Constants, ...]
-    shape_inputs: tuple[ShapeInputs, ...]
+    shape_inputs: tuple[Inputs, ...]
     ranks: tuple[Ranks, ...]
 
 

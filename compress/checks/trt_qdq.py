@@ -133,7 +133,7 @@ def odd_halves(view: View, table: Table) -> Iterator[Finding]:
     for node in view.of(*_PAIR):
         four = {view.kind(node.input[0]), view.kind(node.output[0])} & {"INT4", "FLOAT4E2M1"}
         count = view.count(node.input[0])
-        if four and count is not None and count % 2:
+        if four and count is not None and count % 2 and not view.known(node.input[0]):
             yield Finding(
                 "odd-int4", "error", view.label(node), f"{count} numbers of 4 bits, two a byte", "Pad to even."
             )

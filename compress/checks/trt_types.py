@@ -13,6 +13,7 @@ from compress.quantization.products import attribute
 if TYPE_CHECKING:
     import onnx
 
+_FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 _CAST = "Cast it to a type that TensorRT has before the export: FP32, FP16, BF16, INT8, INT32, INT64 or BOOL."
 
 
@@ -70,11 +71,13 @@ def uint8(view: View, table: Table) -> Iterator[Finding]:
 def mixed_types(view: View, table: Table) -> Iterator[Finding]:
     """TensorRT is strongly typed: inputs of one schema type have one type, also where ONNX's checker was not run."""
     for node in view.nodes:
-        if node.op_type in table.mixing or node.op_type not in table.operators:
+        if node.op_type in table.mixing or node.op_type not in table.operators or _folded(view, node):
             continue
-        for group in view.same_type_inputs(node):
-            kinds = {name: view.kind(name) for name in group if view.kind(name) is not None}
-            if len(set(kinds.values())) > 1 and not _folded(view, node):
+        groups = [(names, None) for names in view.same_type_inputs(node)]
+        groups += [([node.input[i] for i in it.inputs], _FLOATS) for it in table.equal if node.op_type in it.operators]
+        for names, only in groups:
+            kinds = {name: kind for name in names if (kind := view.kind(name)) and (only is None or kind in only)}
+            if len(set(kinds.values())) > 1:
                 each = ", ".join(f"{name} is {kind}" for name, kind in list(kinds.items())[:3])
                 yield Finding(
                     "mixed-types",
