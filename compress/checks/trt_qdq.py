@@ -129,14 +129,13 @@ def quantized_types(view: View, table: Table) -> Iterator[Finding]:
 
 
 def odd_halves(view: View, table: Table) -> Iterator[Finding]:
-    """Two 4-bit numbers share a byte."""
+    """Two 4-bit numbers share a byte: with a zero point, the parser wants whole bytes."""
     for node in view.of(*_PAIR):
-        four = {view.kind(node.input[0]), view.kind(node.output[0])} & {"INT4", "FLOAT4E2M1"}
+        zero = node.input[2] if len(node.input) > 2 else ""
         count = view.count(node.input[0])
-        if four and count is not None and count % 2 and not view.known(node.input[0]):
-            yield Finding(
-                "odd-int4", "error", view.label(node), f"{count} numbers of 4 bits, two a byte", "Pad to even."
-            )
+        if view.kind(zero) in ("INT4", "FLOAT4E2M1") and count is not None and count % 2:
+            reason = f"{count} numbers of 4 bits with a zero point: an odd number"
+            yield Finding("odd-int4", "error", view.label(node), reason, "Leave the zero point out.")
 
 
 def unsigned_activations(view: View, table: Table) -> Iterator[Finding]:

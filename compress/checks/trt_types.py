@@ -73,10 +73,12 @@ def mixed_types(view: View, table: Table) -> Iterator[Finding]:
     for node in view.nodes:
         if node.op_type in table.mixing or node.op_type not in table.operators or _folded(view, node):
             continue
-        groups = [(names, None) for names in view.same_type_inputs(node)]
-        groups += [([node.input[i] for i in it.inputs], _FLOATS) for it in table.equal if node.op_type in it.operators]
-        for names, only in groups:
-            kinds = {name: kind for name in names if (kind := view.kind(name)) and (only is None or kind in only)}
+        groups = view.same_type_inputs(node)
+        for rule in table.equal:
+            if node.op_type in rule.operators:
+                groups.append([node.input[i] for i in rule.inputs if view.kind(node.input[i]) in _FLOATS])
+        for names in groups:
+            kinds = {name: kind for name in names if (kind := view.kind(name))}
             if len(set(kinds.values())) > 1:
                 each = ", ".join(f"{name} is {kind}" for name, kind in list(kinds.items())[:3])
                 yield Finding(

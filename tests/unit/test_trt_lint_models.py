@@ -1,0 +1,118 @@
+"""The linter on whole models beside the real parser: our exports and their quantized forms, and ONNX's node tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from compress.artifact import Artifact
+from compress.checks.checking import check_model
+from compress.export.trt_api import load_trt, logged, missing_trt
+from compress.quantization.fp16 import cast_fp16
+from compress.quantization.int8 import quantize_dynamic, quantize_static
+from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
+
+needs_trt = pytest.mark.skipif(bool(missing_trt()), reason=missing_trt())
+TASK = TextClassification(("bad", "fine", "good"), max_length=32)
+EVERY = 8
+"""Of ONNX's node tests, one in so many is looked at where time is short."""
+
+
+def parses(model: onnx.ModelProto) -> bool:
+    trt = load_trt()
+    with logged(trt) as (logger, _):
+        flag = 1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = trt.module.Builder(logger).create_network(flag)
+        return bool(trt.module.OnnxParser(network, logger).parse(model.SerializeToString()))
+
+
+def variant(kind: str, artifact: Artifact) -> onnx.ModelProto:
+    model = onnx.load(artifact.file())
+    if kind == "fp32":
+        return model
+    if kind == "fp16":
+        return cast_fp16(model)[0]
+    if kind == "dynamic":
+        return quantize_dynamic(model)[0]
+    encoded = TASK.encode(artifact.path, [{"text": text} for text in GOLDEN_TEXTS])
+    return quantize_static(model, encoded, activation=kind.partition(" ")[0], embeddings="table" in kind)[0]
+
+
+@needs_trt
+@pytest.mark.parametrize(
+    ("kind", "errors", "doubts"),
+    [
+        ("fp32", set(), set()),
+        ("fp16", set(), {"float-attention"}),
+        ("int8", set(), {"float32-sea", "int8-attention", "thin-product"}),
+        ("int8 table", set(), {"float32-sea", "int8-attention", "thin-product"}),
+        ("uint8", {"zero-point"}, {"float32-sea", "int8-attention", "thin-product", "unsigned-activation"}),
+        (
+            "uint8 table",
+            {"stored-type", "uint8", "zero-point"},
+            {"float32-sea", "int8-attention", "thin-product", "unsigned-activation"},
+        ),
+        ("dynamic", {"operator", "stored-type", "uint8", "zero-point"}, set()),
+    ],
+)
+def test_forms_of_an_exported_model(
+    kind: str, errors: set[str], doubts: set[str], tiny_exported: Callable[..., Artifact]
+) -> None:
+    model = variant(kind, tiny_exported())
+    found = check_model(model, "tensorrt")
+    assert {finding.rule for finding in found.of("error")} == errors
+    assert {finding.rule for finding in found.of("warning")} == doubts
+    assert found.ok == parses(model)
+
+
+@needs_trt
+@pytest.mark.parametrize("family", ["roberta", "distilbert"])
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_pruned_models_of_other_families(family: str, kind: str, tiny_exported: Callable[..., Artifact]) -> None:
+    model = variant(kind, tiny_exported(family, True))
+    assert check_model(model, "tensorrt").ok == parses(model) is True
+
+
+def node_models(every: int) -> list[Any]:
+    from onnx.backend.test.loader import load_node_model_tests
+
+    return [case for case in load_node_model_tests()[::every] if case.model is not None]
+
+
+def disagreements(every: int) -> list[str]:
+    return [case.name for case in node_models(every) if check_model(case.model, "tensorrt").ok != parses(case.model)]
+
+
+@needs_trt
+@pytest.mark.filterwarnings("ignore")
+def test_a_part_of_the_node_tests_of_onnx() -> None:
+    assert len(node_models(EVERY)) > 200
+    assert disagreements(EVERY) == []
+
+
+@needs_trt
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_all_node_tests_of_onnx() -> None:
+    assert disagreements(1) == []
+
+
+def test_checking_loads_neither_torch_nor_a_runtime(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [2]) for name in "xy")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "model.onnx")
+    code = (
+        "import sys; from typer.testing import CliRunner; from compress.cli.app import app; "
+        f"done = CliRunner().invoke(app, ['check', {str(tmp_path / 'model.onnx')!r}, '--target', 'tensorrt']); "
+        "assert done.exit_code == 0, done.output; "
+        "heavy = {'torch', 'onnxruntime', 'transformers', 'tensorrt', 'tensorrt_rtx_bindings', 'scipy', 'datasets'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
