@@ -44,6 +44,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         trt_qdq.quantized_types,
         trt_qdq.odd_halves,
         trt_qdq.unsigned_activations,
+        trt_qdq.float_weights,
         trt_qdq.activation_axes,
         trt_qdq.weight_axes,
         trt_graph.external_data,

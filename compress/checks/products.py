@@ -45,7 +45,6 @@ class Product:
         left, right: the operands.
         rows, depth, width: M, K and N; for a convolution its input and output channels are depth and width. None
             if unknown.
-        rows_are_batch: whether M is the size of the batch alone.
     """
 
     node: onnx.NodeProto
@@ -55,7 +54,6 @@ class Product:
     rows: int | None
     depth: int | None
     width: int | None
-    rows_are_batch: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -76,7 +74,6 @@ def products(view: View) -> Iterator[Product]:
         turned_left, turned_right = bool(attribute(node, "transA", 0)), bool(attribute(node, "transB", 0))
         rows, depth = (-1, -2) if turned_left else (-2, -1)
         width = -2 if turned_right else -1
-        shape = view.shapes.get(left.name, ())
         yield Product(
             node,
             "linear" if left.constant or right.constant else "attention",
@@ -85,7 +82,6 @@ def products(view: View) -> Iterator[Product]:
             view.size(left.name, rows),
             view.size(left.name, depth) or view.size(right.name, -1 if turned_right else -2),
             view.size(right.name, width),
-            rows_are_batch=len(shape) == 2 and isinstance(shape[0], str) and shape[0] == _batch(view),
         )
 
 
@@ -131,12 +127,3 @@ def before(view: View, name: str, operators: tuple[str, ...] = _BETWEEN) -> list
         todo += fresh
         seen.update(fresh)
     return found
-
-
-def _batch(view: View) -> str:
-    """Return the symbol of the first axis of the inputs; empty if it is fixed."""
-    for value in view.model.graph.input:
-        shape = view.shapes.get(value.name, ())
-        if shape and isinstance(shape[0], str):
-            return shape[0]
-    return ""

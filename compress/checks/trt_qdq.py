@@ -151,6 +151,19 @@ def unsigned_activations(view: View, table: Table) -> Iterator[Finding]:
             )
 
 
+def float_weights(view: View, table: Table) -> Iterator[Finding]:
+    """A weight in float with a QuantizeLinear behind it is rounded when the engine is built."""
+    for node in view.of("QuantizeLinear"):
+        if node.input[0] in view.initializers and (view.count(node.input[0]) or 0) > 1:
+            yield Finding(
+                "float-weight",
+                "info",
+                view.label(node),
+                f"rounds {node.input[0]} when the engine is built: the file holds it in {view.declared(node.input[0])}",
+                "Store the weight as int8, behind DequantizeLinear alone, to make the file smaller.",
+            )
+
+
 def activation_axes(view: View, table: Table) -> Iterator[Finding]:
     """Several scales for an activation are parsed; no INT8 kernel of a product takes them."""
     for node in view.of("QuantizeLinear"):

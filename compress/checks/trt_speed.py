@@ -33,17 +33,20 @@ def thin_products(view: View, table: Table) -> Iterator[Finding]:
 
 
 def vectors(view: View, table: Table) -> Iterator[Finding]:
-    """A matrix times one vector is bound by memory and has no INT8 kernel that is faster."""
-    for product in products(view):
+    """A matrix times one vector is bound by memory, whatever its precision."""
+    found = list(products(view))
+    stacked = any(it.family == "conv" or len(view.shapes.get(it.left.name, ())) > 2 for it in found)
+    for product in found:
         if product.family != "linear" or not product.quantized:
             continue
-        if product.rows == 1 or product.width == 1 or product.rows_are_batch:
-            which = "M is the batch, 1 at batch 1" if product.rows_are_batch else "one row or one column"
+        pooled = stacked and product.rows is None and len(view.shapes.get(product.left.name, ())) == 2
+        if product.rows == 1 or product.width == 1 or pooled:
+            which = "one row for each input, so M = 1 at batch 1" if pooled else "M = 1 or N = 1"
             yield Finding(
                 "matrix-vector",
                 "warning",
                 view.label(product.node),
-                f"quantized, and a matrix times a vector ({which}): memory bound, slower in INT8 than in FP16",
+                f"quantized, and a matrix times a vector ({which}): bound by memory, INT8 does not pay",
                 "Leave this product in FP16.",
             )
 
@@ -85,9 +88,9 @@ def float_attention(view: View, table: Table) -> Iterator[Finding]:
                 "float-attention",
                 "warning",
                 view.label(scores.node),
-                f"head size {head} is not a multiple of {table.limits.float_head_multiple} from {low} to {high}: "
-                "TensorRT does not fuse this attention",
-                "Keep the size of heads when pruning: remove whole heads.",
+                f"head size {head}; TensorRT fuses attention with multiples of {table.limits.float_head_multiple} "
+                f"from {low} to {high}",
+                "Keep heads of such a size: prune whole heads, not parts of them.",
             )
 
 

@@ -64,7 +64,7 @@ def uint8(view: View, table: Table) -> Iterator[Finding]:
                 "error",
                 view.label(node),
                 f"{node.op_type} {'reads' if read else 'makes'} UINT8, which TensorRT only has for inputs and outputs",
-                "Cast to FP32 or INT32 right behind the input.",
+                "Store weights and tables as int8; cast an input to FP32 or INT32 right behind it.",
             )
 
 

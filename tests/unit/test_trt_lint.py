@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -489,6 +490,24 @@ QUANTIZED_OUTPUT = [
 ]
 
 
+POOLED = [
+    helper.make_node("Constant", [], ["first"], value=numpy_helper.from_array(np.int64(0))),
+    helper.make_node("Gather", ["product", "first"], ["token"], axis=1),
+    helper.make_node("QuantizeLinear", ["token", "s", "z"], ["token_q"]),
+    helper.make_node("DequantizeLinear", ["token_q", "s", "z"], ["token_d"]),
+    helper.make_node("MatMul", ["token_d", "dw"], ["pooled"], name="pooled"),
+]
+
+
+def pair_of_weight(kind: type) -> onnx.ModelProto:
+    """A weight that is stored in a type and read in float, times an activation."""
+    nodes, last = [], "w"
+    if kind is np.float32:
+        nodes, last = [helper.make_node("QuantizeLinear", ["w", "s"], ["q"], name="round", output_dtype=I8)], "q"
+    nodes += [helper.make_node("DequantizeLinear", [last, "s"], ["d"]), helper.make_node("MatMul", ["x", "d"], ["y"])]
+    return build(nodes, {"x": (F32, [2, 4])}, {"y": F32}, {"w": np.ones((4, 4), kind), "s": SCALE})
+
+
 class Doubt(NamedTuple):
     """Two graphs that the parser takes: the first one has a warning or note of the rule, the second has none."""
 
@@ -508,7 +527,8 @@ DOUBTS = [
     Doubt("old-opset", "warning", one("Relu", X, opset=6), one("Relu", X, opset=7)),
     Doubt("thin-product", "warning", linear(width=8), linear(width=16)),
     Doubt("thin-product", "warning", linear(depth=8), linear(depth=16)),
-    Doubt("matrix-vector", "warning", linear(rows=("batch",)), linear(rows=("batch", 5))),
+    Doubt("matrix-vector", "warning", linear(after=POOLED), linear(rows=("batch",))),
+    Doubt("float-weight", "info", pair_of_weight(np.float32), pair_of_weight(np.int8)),
     Doubt("matrix-vector", "warning", linear(rows=(1, 1)), linear(rows=(1, 2))),
     Doubt("int8-attention", "warning", attention(24, quantize="qkvp"), attention(32, quantize="qkvp")),
     Doubt("int8-attention", "warning", attention(32, 513, quantize="qkvp"), attention(32, 512, quantize="qkvp")),
@@ -565,3 +585,12 @@ def test_the_model_is_not_changed() -> None:
     before = model.SerializeToString()
     check_model(model, "tensorrt")
     assert model.SerializeToString() == before
+
+
+def test_the_page_lists_every_rule_with_its_severities() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([a-z, ]+) \|", page, re.MULTILINE))
+    wanted: dict[str, set[str]] = {case.errors: {"error"} for case in CASES if case.errors}
+    for doubt in DOUBTS:
+        wanted.setdefault(doubt.rule, set()).add(doubt.severity)
+    assert {rule: set(severities.split(", ")) for rule, severities in rows.items()} == wanted

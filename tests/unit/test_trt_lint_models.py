@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -20,8 +19,6 @@ from compress.tasks.text_classification import GOLDEN_TEXTS, TextClassification
 
 needs_trt = pytest.mark.skipif(bool(missing_trt()), reason=missing_trt())
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
-EVERY = 8
-"""Of ONNX's node tests, one in so many is looked at where time is short."""
 
 
 def parses(model: onnx.ModelProto) -> bool:
@@ -79,28 +76,15 @@ def test_pruned_models_of_other_families(family: str, kind: str, tiny_exported: 
     assert check_model(model, "tensorrt").ok == parses(model) is True
 
 
-def node_models(every: int) -> list[Any]:
-    from onnx.backend.test.loader import load_node_model_tests
-
-    return [case for case in load_node_model_tests()[::every] if case.model is not None]
-
-
-def disagreements(every: int) -> list[str]:
-    return [case.name for case in node_models(every) if check_model(case.model, "tensorrt").ok != parses(case.model)]
-
-
-@needs_trt
-@pytest.mark.filterwarnings("ignore")
-def test_a_part_of_the_node_tests_of_onnx() -> None:
-    assert len(node_models(EVERY)) > 200
-    assert disagreements(EVERY) == []
-
-
 @needs_trt
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_all_node_tests_of_onnx() -> None:
-    assert disagreements(1) == []
+def test_the_node_tests_of_onnx() -> None:
+    from onnx.backend.test.loader import load_node_model_tests
+
+    models = {case.name: case.model for case in load_node_model_tests() if case.model is not None}
+    assert len(models) > 1500
+    assert [name for name, model in models.items() if check_model(model, "tensorrt").ok != parses(model)] == []
 
 
 def test_checking_loads_neither_torch_nor_a_runtime(tmp_path: Path) -> None:
