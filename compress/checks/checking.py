@@ -32,6 +32,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         trt_structure.cycles,
         trt_structure.ranks,
         trt_structure.sizes,
+        trt_structure.branches,
         trt_types.tensor_types,
         trt_types.operator_types,
         trt_types.uint8,

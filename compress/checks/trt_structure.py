@@ -68,6 +68,26 @@ def sizes(view: View, table: Table) -> Iterator[Finding]:
             yield Finding("structure", "error", view.label(node), reason, _AGAIN)
 
 
+def branches(view: View, table: Table) -> Iterator[Finding]:
+    """Both branches of an If give equally many outputs, of the same types."""
+    for node in view.of("If"):
+        sides = [list(attribute(node, name, None).output) for name in ("then_branch", "else_branch")]
+        if len(sides[0]) != len(sides[1]):
+            reason = f"branches with {len(sides[0])} and {len(sides[1])} outputs"
+            yield Finding("structure", "error", view.label(node), reason, _AGAIN)
+            continue
+        for first, second in zip(*sides, strict=True):
+            kinds = [view.kind(first.name), view.kind(second.name)]
+            if None not in kinds and kinds[0] != kinds[1] and not view.stored(node.input[0]):
+                yield Finding(
+                    "mixed-types",
+                    "error",
+                    view.label(node),
+                    f"its branches give {kinds[0]} and {kinds[1]}",
+                    "Put a Cast at the end of one branch.",
+                )
+
+
 def _misfit(view: View, node: onnx.NodeProto) -> str:
     shapes = [view.shapes.get(name) for name in node.input]
     if node.op_type == "MatMul" and all(shape is not None and len(shape) > 1 for shape in shapes):

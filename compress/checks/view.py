@@ -6,20 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.checks.protos import graphs, infer, inlined
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
 
-Shape = tuple[int | str | None, ...]
-"""Sizes; a name, or None without one, for what is known at run time only."""
 _SIZES_ONLY = ("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape", "Size", "TopK")
-_LARGE = 1024
-"""Values; a larger constant is no shape, axis or scale, and type inference runs without its bytes."""
 
 
 class View:
@@ -36,10 +33,10 @@ class View:
     """
 
     def __init__(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
-        self.model, self.folder = _inlined(model), folder
+        self.model, self.folder = inlined(model), folder
         model = self.model
         self.opset = max((it.version for it in model.opset_import if it.domain in ("", "ai.onnx")), default=1)
-        self.graphs = list(_graphs(model.graph))
+        self.graphs = list(graphs(model.graph))
         self.nodes: list[onnx.NodeProto] = [node for graph in self.graphs for node in graph.node]
         self.initializers = {tensor.name: tensor for graph in self.graphs for tensor in graph.initializer}
         self._given = {value.name for graph in self.graphs for value in graph.input}
@@ -51,7 +48,7 @@ class View:
         for node in self.nodes:
             for name in node.input:
                 self.consumers[name].append(node)
-        self.types, self.shapes = _infer(model)
+        self.types, self.shapes = infer(model)
         self.untensors = [
             value.name for value in (*model.graph.input, *model.graph.output) if not value.type.HasField("tensor_type")
         ]
@@ -204,56 +201,3 @@ def read_view(path: Path) -> View:
     if not model.graph.node and not model.graph.output:
         raise ModelError("This ONNX file has no graph.", value=path, fix="Export the model again.")
     return View(model, path.parent)
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the functions that it defines written out where they are called."""
-    import onnx.inliner
-
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and the graphs inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(inner)
-
-
-def _infer(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
-    """Return element types and shapes, inferred as far as the standard operators go."""
-    import onnx
-
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for graph in _graphs(light.graph):
-        for tensor in graph.initializer:
-            if np.prod(tensor.dims, dtype=float) > _LARGE:
-                for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                    tensor.ClearField(field)
-    try:
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # what it cannot infer is left to the rules that ask for it
-        light = model
-    types: dict[str, int] = {}
-    shapes: dict[str, Shape] = {}
-    for graph in _graphs(light.graph):
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            _note(value.name, value.type, types, shapes)
-        for tensor in graph.initializer:
-            types[tensor.name], shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
-    return types, shapes
-
-
-def _note(name: str, kind: Any, types: dict[str, int], shapes: dict[str, Shape]) -> None:
-    """Write down the type and shape of a tensor; sequences, optionals and maps have none."""
-    if not kind.HasField("tensor_type") or not kind.tensor_type.elem_type:
-        return
-    types[name] = kind.tensor_type.elem_type
-    if kind.tensor_type.HasField("shape"):
-        shapes[name] = tuple(
-            size.dim_value if size.HasField("dim_value") else size.dim_param or None
-            for size in kind.tensor_type.shape.dim
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,7 +18,7 @@ _SHOWN = 3
 
 @guarded
 def check(
-    model: str = typer.Argument(..., metavar="FILE|DIR|RUN:STEP", help="An .onnx file, or an ONNX artifact."),
+    model: str = typer.Argument(..., metavar="FILE|DIR|RUN[:STEP]", help="An .onnx file, or an ONNX artifact."),
     target: str = typer.Option(..., "--target", help="Whose rules: tensorrt."),
     json_: bool = JsonOption,
 ) -> None:
@@ -28,35 +27,15 @@ def check(
     Nothing of the target needs to be installed.
     """
     from compress.checks.checking import check_model
+    from compress.pipeline.onnx_files import find_onnx
+    from compress.store import Store
 
-    result = check_model(_onnx_file(model), target)
+    result = check_model(find_onnx(model, Store.default()), target)
     if json_:
         print_json({"model": model, **result.record()})
     else:
         _print(model, result)
     raise typer.Exit(0 if result.ok else 1)
-
-
-def _onnx_file(source: str) -> Path:
-    """Return the ONNX file that a command names."""
-    from compress.artifact import open_artifact
-    from compress.errors import ModelError
-    from compress.pipeline.folder import find_artifact, split_step
-    from compress.store import Store
-
-    folder, step = split_step(source)
-    if not step and folder.is_file():
-        return folder
-    if not step and not folder.exists():
-        raise ModelError("The model does not exist.", value=source, fix="Give an .onnx file, an artifact or RUN:STEP.")
-    artifact = find_artifact(folder, step, Store.default()) if step else open_artifact(folder, verify=False)
-    if artifact.kind != "onnx":
-        raise ModelError(
-            f"Only ONNX models are checked, and this artifact is of the kind {artifact.kind}.",
-            value=source,
-            fix="Give the ONNX artifact that was, or will be, made of it; RUN:STEP names a step of a run.",
-        )
-    return artifact.file()
 
 
 def _print(model: str, check: Check) -> None:

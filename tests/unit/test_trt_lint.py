@@ -195,6 +195,25 @@ def loop_of(body_operator: str) -> onnx.ModelProto:
     return build([node], {"x": (F32, [2, 2])}, {"y": F32}, {"rounds": np.int64(3), "yes": np.bool_(True)})
 
 
+def if_of(first: Sequence[str], second: Sequence[str], kind: int = F32, constant: bool = False) -> onnx.ModelProto:
+    """An If with branches of operators, one an output; the second branch gives outputs of a type of its own."""
+
+    def branch(name: str, operators: Sequence[str], out: int) -> onnx.GraphProto:
+        nodes = [helper.make_node("Cast", ["x"], [f"{name}_x"], to=out)]
+        nodes += [
+            helper.make_node(operator, [f"{name}_x"], [f"{name}_{i}"], name=f"{name}_node_{i}")
+            for i, operator in enumerate(operators)
+        ]
+        outputs = [helper.make_tensor_value_info(f"{name}_{i}", out, [2, 2]) for i in range(len(operators))]
+        return helper.make_graph(nodes, name, [], outputs)
+
+    branches = {"then_branch": branch("then", first, F32), "else_branch": branch("else", second, kind)}
+    node = helper.make_node("If", ["yes"], [f"y{i}" for i in range(len(first))], name="if", **branches)
+    inputs = {"x": (F32, [2, 2])} | ({} if constant else {"yes": (TensorProto.BOOL, [])})
+    outputs = {name: F32 for name in node.output}
+    return build([node], inputs, outputs, {"yes": np.bool_(True)} if constant else {})
+
+
 def function_of(operator: str) -> onnx.ModelProto:
     """A model that calls a function of its own, which is one operator."""
     model = one("Relu", (F32, [2, 2]))
@@ -280,6 +299,12 @@ CASES = [
     ),
     Case("loop", "", loop_of("Abs")),
     Case("loop around an unknown operator", "operator", loop_of("Unheard")),
+    Case("branches", "", if_of(["Abs"], ["Neg"])),
+    Case("branch with an unknown operator", "operator", if_of(["Abs"], ["Unheard"])),
+    Case("branch that is never taken", "", if_of(["Abs"], ["Unheard"], constant=True)),
+    Case("branches with one and two outputs", "structure", if_of(["Abs"], ["Neg", "Neg"])),
+    Case("branches of two types", "mixed-types", if_of(["Abs"], ["Neg"], F16)),
+    Case("branches of two types, one never taken", "", if_of(["Abs"], ["Neg"], F16, constant=True)),
     Case("function", "", function_of("Abs")),
     Case("function with an unknown operator", "operator", function_of("Unheard")),
     Case("pooling", "", one("MaxPool", IMAGE, kernel_shape=[2, 2], dilations=[1, 1])),

@@ -93,6 +93,24 @@ def test_an_artifact_is_taken(tiny_exported: Callable[..., Artifact]) -> None:
     assert "nothing to say" in done.stdout
 
 
+def test_a_run_is_taken_with_a_step_or_if_it_made_one_onnx_artifact(
+    tiny_exported: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    from compress.pipeline.folder import DELIVERABLES, RunRecord, StepRecord, deliver, save
+
+    run, done = tmp_path / "run", StepRecord(status="done", delivered=True)
+    deliver(tiny_exported(), run / DELIVERABLES / "export")
+    save(run, RunRecord(name="run", recipe_digest="0", steps={"export": done, "late": StepRecord(status="skipped")}))
+    for source in (run, f"{run}:export"):
+        assert call(source, "--target", "tensorrt").exit_code == 0
+    assert "no step 'exprot'" in call(f"{run}:exprot", "--target", "tensorrt").stderr
+    deliver(tiny_exported(), run / DELIVERABLES / "again")
+    save(run, RunRecord(name="run", recipe_digest="0", steps={"export": done, "again": done}))
+    several = call(run, "--target", "tensorrt")
+    assert several.exit_code == 2
+    assert "RUN:STEP: export, again" in several.stderr
+
+
 def test_mistakes_are_exit_code_2(model: Callable[[int], Path], tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model", encoding="utf-8")
     for words, phrase in (
