@@ -25,6 +25,7 @@ class Limits(_Strict):
     float_head_multiple: int
     int8_channels: int = Field(description="multiple that fills the blocks of INT8 tensor cores")
     float_channels: int
+    picture_channels: int = Field(description="most input channels of a convolution that reads a picture")
 
 
 class RefusedTypes(_Strict):

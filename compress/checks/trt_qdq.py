@@ -141,6 +141,9 @@ def odd_halves(view: View, table: Table) -> Iterator[Finding]:
 def unsigned_activations(view: View, table: Table) -> Iterator[Finding]:
     """UINT8 with zero point 0 is parsed, and computed as INT8: its upper half is cut off."""
     for node in view.of("QuantizeLinear"):
+        zero = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if zero is not None and np.any(zero):
+            continue  # an error of its own
         if view.declared(node.output[0]) == "UINT8" and view.kind(node.output[0]) == "INT8":
             yield Finding(
                 "unsigned-activation",

@@ -108,7 +108,8 @@ def channels(view: View, table: Table) -> Iterator[Finding]:
             continue
         if product.family == "linear" and min(product.depth, product.width) < table.limits.thin:
             continue
-        odd = [size for size in (product.depth, product.width) if size % multiple]
+        picture = product.family == "conv" and product.depth <= table.limits.picture_channels
+        odd = [size for size in (0 if picture else product.depth, product.width) if size % multiple]
         if odd:
             yield Finding(
                 "channels",

@@ -563,6 +563,7 @@ DOUBTS = [
     Doubt("float-attention", "warning", attention(8), attention(8, kind=F32)),
     Doubt("channels", "warning", linear(width=40), linear(width=48)),
     Doubt("channels", "warning", conv(24, 16), conv(32, 16)),
+    Doubt("channels", "warning", conv(3, 24), conv(3, 16)),
     Doubt("channels", "warning", conv(12, 16, np.float16), conv(8, 16, np.float16)),
     Doubt("float32-sea", "warning", linear(), attention(32, quantize="qkvp")),
     Doubt("quantized-output", "warning", linear(after=[*QUANTIZED_OUTPUT, then("Relu", "out_d")]),

@@ -55,8 +55,7 @@ def test_findings_are_grouped_folded_and_fit_80_columns(
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "model.onnx: tensorrt refuses this model; 25 errors, 12 warnings"
-    assert lines.index("error: zero-point (24 times)") < lines.index("warning: unsigned-activation (12 times)")
+    assert lines[0] == "model.onnx: tensorrt refuses this model; 25 errors"
     start = lines.index("error: zero-point (24 times)")
     assert lines[start + 1] == "  the zero point is 128, not 0"
     assert [line.strip() for line in lines[start + 2 : start + 5]] == [
@@ -82,7 +81,7 @@ def test_json_is_one_line_with_everything(zero: int, model: Callable[[int], Path
     record = json.loads(line)
     assert record["target"] == "tensorrt"
     assert record["ok"] is not bool(zero)
-    assert record["counts"] == {"error": 25 if zero else 0, "warning": 12, "info": 0}
+    assert record["counts"] == {"error": 25 if zero else 0, "warning": 0 if zero else 12, "info": 0}
     assert set(record["findings"][0]) == {"rule", "severity", "node", "reason", "fix"}
     assert len(record["findings"]) == sum(record["counts"].values())
 
