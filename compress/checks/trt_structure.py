@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -37,18 +38,13 @@ def names(view: View, table: Table) -> Iterator[Finding]:
 
 def cycles(view: View, table: Table) -> Iterator[Finding]:
     """The nodes of the graph can be put in an order."""
-    graph = view.model.graph
-    waiting = {name for node in graph.node for name in node.output if name}
-    nodes = list(graph.node)
-    while nodes:
-        later = [node for node in nodes if waiting & set(node.input)]
-        if len(later) == len(nodes):
-            yield Finding("structure", "error", view.label(later[0]), "depends on its own output", _AGAIN)
-            return
-        for node in nodes:
-            if not waiting & set(node.input):
-                waiting -= set(node.output)
-        nodes = later
+    nodes = view.model.graph.node
+    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    order = TopologicalSorter({i: {makers[it] for it in node.input if it in makers} for i, node in enumerate(nodes)})
+    try:
+        order.prepare()
+    except CycleError as error:
+        yield Finding("structure", "error", view.label(nodes[error.args[1][0]]), "depends on its own output", _AGAIN)
 
 
 def ranks(view: View, table: Table) -> Iterator[Finding]:

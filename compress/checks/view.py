@@ -53,7 +53,7 @@ class View:
             value.name for value in (*model.graph.input, *model.graph.output) if not value.type.HasField("tensor_type")
         ]
         self._signed = self._quantized_as_int8()
-        self._known: dict[str, bool] = {}
+        self._known: set[str] | None = None
 
     def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
         """Yield the nodes of some operator types, in order."""
@@ -93,10 +93,13 @@ class View:
 
     def known(self, name: str) -> bool:
         """Say whether a value is constant: made of initializers and of sizes that are fixed, by whatever operators."""
-        if name not in self._known:
-            self._known[name] = False  # what depends on itself is not
-            self._known[name] = self._is_known(name)
-        return self._known[name]
+        if self._known is None:
+            self._known = set(self.initializers)
+            before = -1
+            while before < len(self._known):  # once, and once more for a graph that is not in order
+                before = len(self._known)
+                self._known.update(name for node in self.nodes if self._computes_constant(node) for name in node.output)
+        return name in self._known
 
     def stored(self, name: str) -> bool:
         """Say whether a value is in the file, or is a Cast or Identity of one that is."""
@@ -163,16 +166,10 @@ class View:
                 found.update(name for name in node.output if self.types.get(name) == onnx.TensorProto.UINT8)
         return found
 
-    def _is_known(self, name: str) -> bool:
-        if name in self.initializers:
-            return True
-        node = self.producers.get(name)
-        if node is None or node.op_type.startswith("Random"):
-            return False
+    def _computes_constant(self, node: onnx.NodeProto) -> bool:
         if node.op_type in ("Shape", "Size"):
-            shape = self.shapes.get(node.input[0])
-            return shape is not None and all(isinstance(size, int) for size in shape)
-        return all(self.known(source) for source in node.input if source)
+            return self.count(node.input[0]) is not None
+        return not node.op_type.startswith("Random") and all(name in (self._known or ()) for name in node.input if name)
 
     def _constant_node(self, name: str) -> np.ndarray | None:
         from onnx import helper, numpy_helper

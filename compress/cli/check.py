@@ -43,7 +43,7 @@ def _print(model: str, check: Check) -> None:
     counts = ", ".join(_count(number, severity) for severity, number in check.counts().items() if number)
     verdict = "takes this model" if check.ok else "refuses this model"
     print_wrapped(f"{model}: {check.target} {verdict}; {counts or 'nothing to say about it'}")
-    print_wrapped(f"(what it takes, as found with {check.knowledge})")
+    print_wrapped(f"(as the parser of {check.knowledge} judges)")
     for severity in check.counts():
         groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
         for finding in check.of(severity):

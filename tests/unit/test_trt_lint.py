@@ -613,6 +613,13 @@ def test_the_model_is_not_changed() -> None:
     assert model.SerializeToString() == before
 
 
+def test_a_deep_graph_is_no_problem() -> None:
+    nodes = [helper.make_node("Relu", [f"x{i}"], [f"x{i + 1}"]) for i in range(3000)]
+    quantize = [helper.make_node("QuantizeLinear", ["x3000", "s"], ["y"], output_dtype=I8)]
+    model = build([*reversed(nodes), *quantize], {"x0": (F32, [2])}, {"y": I8}, {"s": np.full(2, 0.1, np.float32)})
+    assert {finding.rule for finding in check_model(model, "tensorrt").findings} == {"activation-axis"}
+
+
 def test_the_page_lists_every_rule_with_its_severities() -> None:
     page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w-]+)` \| ([a-z, ]+) \|", page, re.MULTILINE))
