@@ -108,10 +108,14 @@ class Artifact:
     def size_bytes(self) -> int:
         """Bytes of the files that hold the model itself (graph and weights, no tokenizer).
 
-        An engine holds its weights, so the ONNX file that travels with it does not count.
+        An engine holds its weights, so the ONNX file that travels with it does not count, unless the engine was
+        stored without them. Engines for single shapes (``model@8x128``) are the same model again.
         """
         if self.kind == "tensorrt":
-            return sum(self.manifest.files[graph.file].bytes for graph in self.manifest.graphs.values())
+            names = [graph.file for name, graph in self.manifest.graphs.items() if "@" not in name]
+            if self.manifest.notes.get("strip_plan"):
+                names.append("model.onnx")
+            return sum(self.manifest.files[name].bytes for name in names)
         return sum(r.bytes for n, r in self.manifest.files.items() if Path(n).suffix in _WEIGHTS)
 
     def file(self, graph: str = "model") -> Path:

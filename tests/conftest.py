@@ -61,7 +61,12 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         fake.nvmlDeviceGetCount = lambda: devices
         fake.nvmlDeviceGetHandleByIndex = lambda index: index
         fake.nvmlDeviceGetName = lambda handle: "Fake GPU"
-        fake.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(total=1024)
+        fake.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(total=1024, used=512)
+        fake.NVML_CLOCK_SM, fake.NVML_CLOCK_MEM, fake.NVML_TEMPERATURE_GPU = 1, 2, 0
+        fake.nvmlDeviceGetClockInfo = lambda handle, clock: {1: 1980, 2: 2619}[clock]
+        fake.nvmlDeviceGetTemperature = lambda handle, sensor: 41
+        fake.nvmlDeviceGetPowerUsage = lambda handle: 120_400
+        fake.nvmlDeviceGetCurrentClocksThrottleReasons = lambda handle: 0x1
         fake.nvmlSystemGetDriverVersion = lambda: "1.0"
         fake.nvmlDeviceGetComputeRunningProcesses = lambda handle: list(processes)
         fake.nvmlDeviceGetTotalEnergyConsumption = used

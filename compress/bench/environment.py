@@ -15,12 +15,15 @@ PACKAGES = (
     "mcompress",
     "nncf",
     "numpy",
+    "nvidia-ml-py",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxscript",
     "openvino",
     "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13-bindings",
     "tensorrt-rtx-cu13-libs",
     "tokenizers",
     "torch",
@@ -74,7 +77,7 @@ def environment() -> dict[str, Any]:
             "container": container_hints(),
         },
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: found for name in PACKAGES if (found := version_of(name)) is not None},
     }
 
 
@@ -115,7 +118,7 @@ def container_hints() -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -13,10 +13,10 @@ import numpy as np
 
 from compress.artifact import Artifact
 from compress.bench.energy import Meter, Usage
-from compress.bench.launch import CHECKED, Child, ChildError
+from compress.bench.launch import CHECKED, ENDED, Child, ChildError
 from compress.bench.measurement import Measurement
 from compress.bench.rounds import Series
-from compress.bench.settings import MeasureSettings
+from compress.bench.settings import TURN, MeasureSettings
 from compress.data.encoded import Encoded
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.target import Target
@@ -50,6 +50,11 @@ class Plan:
     batch_size: int
     clock: Callable[[], float]
 
+    def turns(self) -> list[list[int]]:
+        """Cut the sequence into what one artifact runs before the next one does."""
+        size = TURN * self.batch_size
+        return [self.sequence[start : start + size] for start in range(0, len(self.sequence), size)]
+
 
 @dataclass
 class Lane:
@@ -64,6 +69,7 @@ class Lane:
     usage: Usage = field(default_factory=Usage)
     warnings: list[str] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
+    _round: list[float] = field(default_factory=list)
 
     @property
     def target(self) -> Target:
@@ -104,15 +110,22 @@ class Lane:
         if warm and not warm["settled"]:
             self.warnings.append(f"launch {len(self.samples)}: latency had not settled when warm-up ended")
 
-    def round(self, plan: Plan, meter: Meter | None = None) -> None:
+    def turn(self, indices: Sequence[int], plan: Plan, meter: Meter | None = None) -> None:
+        """Time a part of the sequence; ``end_round`` makes a round of the parts."""
         before, start = meter and meter.read(), plan.clock()
-        answer = self.ask("round", indices=plan.sequence, batch=plan.batch_size)
+        answer = self.ask("round", indices=indices, batch=plan.batch_size)
         if answer is None:
             return
-        self.samples[-1].append(answer["ms"])
+        self._round += answer["ms"]
         after = meter and meter.read()
         if meter is not None and before and after:
-            self.usage.add(meter, before, after, plan.clock() - start, len(plan.sequence))
+            self.usage.add(meter, before, after, plan.clock() - start, len(indices))
+
+    def end_round(self) -> None:
+        """Keep the round that the turns made up; one that the child did not survive is dropped."""
+        if self.child is not None:
+            self.samples[-1].append(self._round)
+        self._round = []
 
     def prepare_end_to_end(self, rows: Path, plan: Plan) -> bool:
         """Open the tokenizer or preprocessor in the child; a failure here or later leaves the rest of the row alone."""
@@ -127,7 +140,7 @@ class Lane:
             if answer:
                 self.end_to_end[-1].append(answer["ms"])
 
-    def finish(self, out: Path) -> None:
+    def finish(self, out: Path, plan: Plan) -> None:
         """Take what is not latency and needs one input at a time; memory comes first."""
         self.facts |= self.ask("memory") or {}
         peak, limit = self.facts.get("peak_rss_bytes"), self.target.memory_bytes
@@ -135,6 +148,9 @@ class Lane:
             self.stopped("oom", f"peak of {peak / 2**20:.0f} MiB above the limit of {limit / 2**20:g} MiB")
         if self.ask("predict", out=str(out), batch=1):
             self.facts["outputs"] = np.load(out, allow_pickle=False)
+            if self.target.device == "cuda":
+                clock = {"indices": plan.sequence, "batch": plan.batch_size}
+                self.facts |= self._try("device_clock", "gpu_latency", **clock) or {}
             self.facts |= self._try("placement", "placement") or {}
 
     def lacks(self, what: str, reason: str) -> None:
@@ -147,7 +163,7 @@ class Lane:
         if self.child is None:
             return None
         if not self.child.alive:
-            self.not_measured.setdefault(what, "the measuring process had ended")
+            self.not_measured.setdefault(what, ENDED)
             return None
         try:
             return self.child.ask(op, **job)

@@ -23,6 +23,8 @@ from compress.runtimes.target import Target
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CHECKED = "checked afterwards"
 """How a memory limit is held where no control group can be made."""
+ENDED = "the measuring process had ended"
+"""Why something that a row can do without was not measured, where the reason of the end is in the row already."""
 _STDERR_LINES = 3
 _EXIT_PATIENCE_S = 5.0
 _FOLDERS = re.compile(r"""(?<![\w./])(?<!:/)/(?!/)(?:[^\s/:'"<>]+/)+""")

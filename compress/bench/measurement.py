@@ -19,6 +19,7 @@ COSTS = (
     "import_rss_bytes",
     "peak_rss_bytes",
     "memory_phases",
+    "gpu_latency_ms",
     "gpu_allocator_bytes",
     "gpu_process_bytes",
     "energy_joules",
@@ -70,6 +71,12 @@ class Measurement(BaseModel):
     )
     gpu_allocator_bytes: int | None = Field(None, description="peak by the framework's own allocator")
     gpu_process_bytes: int | None = Field(None, description="peak of the process as the driver sees it")
+    gpu_latency_ms: float | None = Field(
+        None, description="median over the timed inputs, kernels alone, by the device's own clock"
+    )
+    gpu_states: list[dict[str, Any]] = Field(
+        default_factory=list, description="clocks, temperature, power and throttling after a first and a last round"
+    )
     energy_joules: float | None = Field(None, description="used by the rounds of one launch, idle not subtracted")
     energy_source: str = ""
     energy_inputs: int | None = Field(None, description="inputs that were run for it")

@@ -2,12 +2,12 @@
 
 Subjects whose targets share a device and a number of threads form one group, so that a ratio between two runtimes
 is as fair as one between two artifacts. For each group, several launches: open each artifact in a fresh child, warm
-it up, then run rounds A B C, B C A, C A B over one seeded sequence of real inputs until the ratios are precise enough
-or the time is used up (``rounds``). While one child is timed the others wait on their standard input, so they use no
-processor, and slow drift of the machine falls on all of them alike. A few rounds of their own follow on the second
-clock, end to end. In the last launch, child after child: memory and predictions of every example before those,
-after them what may need more memory than a single input: throughput (``sweep``) and
-scenarios (``scenarios``). A child that fails leaves a row with the reason.
+it up, then run rounds over one seeded sequence of real inputs until the ratios are precise enough or the time is
+used up (``rounds``). In a round they take turns of a few inputs, A B C, B C A, C A B, so that what disturbs the
+machine falls on all of them alike; while one child is timed the others wait on their standard input, so they use no
+processor. A few rounds of their own follow on the second clock, end to end. In the last launch, child after child:
+memory and predictions of every example before those, after them what may need more memory than a single input:
+throughput (``sweep``) and scenarios (``scenarios``). A child that fails leaves a row with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from compress.bench import idle
 from compress.bench.emulation import NO_TIMES, emulated_part, run_emulated
 from compress.bench.energy import Meter, find_meter
 from compress.bench.examples import save_rows
+from compress.bench.gpu_state import drift
 from compress.bench.inspecting import Inspection, fits, inspect, predict
 from compress.bench.lane import Lane, Plan, Subject
 from compress.bench.launch import without_folders
 from compress.bench.measurement import Measurement
+from compress.bench.nvml import device_state
 from compress.bench.rounds import Pace, Series, missed_precision, rotated
 from compress.bench.scenarios import measure_scenarios
 from compress.bench.settings import MeasureSettings
@@ -124,6 +126,7 @@ class _Group:
         watch, found = idle.begin(pinned_cores(first), device)
         files, rows = _save_encoded(self.lanes, self.folder), self._save_rows()
         self.meter = None if self.plan.latency_only else find_meter(device)
+        self.on_gpu, self.gpu_states = device == "cuda", list[dict[str, Any]]()
         self.pace = Pace(settings, self.clock, second_clock=bool(rows))
         self.emit(
             f"measuring {len(self.lanes)} artifacts side by side on {device}, {threads} thread{'s' * (threads > 1)}: "
@@ -136,9 +139,10 @@ class _Group:
                     lane.launch(stack, files[id(lane.subject.encoded)], self.plan)
                 self._run(launch, rows, last=launch == settings.launches - 1)
         missed = missed_precision([[] if "status" in lane.facts else lane.samples for lane in self.lanes], self.pace)
-        found += idle.end(watch, device, threads)
+        found += idle.end(watch, device, threads) + drift(self.gpu_states)
         for lane, warning in zip(self.lanes, missed, strict=True):
             lane.warnings[:0] = found
+            lane.facts |= {"gpu_states": self.gpu_states} if self.gpu_states else {}
             lane.warnings += [warning] if warning else []
 
     def _run(self, launch: int, rows: Mapping[int, Path], *, last: bool) -> None:
@@ -149,7 +153,7 @@ class _Group:
         self.pace.pause()
         for number, lane in enumerate(self.lanes if finish else ()):
             self.emit("measuring: memory, predictions", number + 1, len(self.lanes))
-            lane.finish(self.folder / "outputs.npy")
+            lane.finish(self.folder / "outputs.npy", self.plan)
         self._run_second_clock(launch, rows)
         self.pace.end()
         if finish:
@@ -157,17 +161,28 @@ class _Group:
             measure_scenarios(self.lanes, self.plan.sequence, self.plan.settings, self.emit)
 
     def _run_rounds(self, launch: int, meter: Meter | None) -> None:
-        done = 0
+        done, turns = 0, self.plan.turns()
         while any(lane.child for lane in self.lanes):
-            for lane in rotated(self.lanes, launch + done):
-                lane.round(self.plan, meter)
+            for number, indices in enumerate(turns, start=launch + done):
+                for lane in rotated(self.lanes, number):
+                    lane.turn(indices, self.plan, meter)
+            for lane in self.lanes:
+                lane.end_round()
             done += 1
             self.emit("measuring: timing rounds", done, self.plan.settings.rounds)
-            if self.pace.ends(done, self._series):
+            ends = self.pace.ends(done, self._series)
+            if done == 1 or ends:
+                self._note_gpu()
+            if ends:
                 if self.plan.settings.precision is None and done < self.plan.settings.rounds:
                     for lane in self.lanes:
                         lane.warnings.append(f"{done} of {self.plan.settings.rounds} rounds: {self.pace.why()}")
                 return
+
+    def _note_gpu(self) -> None:
+        """Read the GPU's clocks right after it worked: they fall when it rests."""
+        state = device_state() if self.on_gpu else None
+        self.gpu_states += [state] if state is not None else []
 
     def _run_second_clock(self, launch: int, rows: Mapping[int, Path]) -> None:
         lanes = [lane for lane in self.lanes if id(lane.subject.rows) in rows]

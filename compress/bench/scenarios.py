@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.bench.launch import ChildError
+from compress.bench.launch import ENDED, ChildError
 from compress.bench.loadgen import MODULE, QUERIES, STRETCH
 from compress.bench.settings import MeasureSettings
 
@@ -61,7 +61,7 @@ def measure_scenarios(lanes: Sequence[Lane], sequence: Sequence[int], settings: 
         return
     for lane in lanes:
         if lane.child is not None and not lane.child.alive:
-            lane.not_measured["scenarios"] = "the measuring process had ended"
+            lane.not_measured["scenarios"] = ENDED
     driven = [_Driven(lane, sequence, settings) for lane in lanes if lane.child is not None and lane.child.alive]
     if not driven:
         return
@@ -120,7 +120,7 @@ class _Driven:
         if "reason" in self._entry or rate is None:
             return
         if self.lane.child is None or not self.lane.child.alive:
-            self._entry["reason"] = "the measuring process had ended"
+            self._entry["reason"] = ENDED
             return
         job = {key: self._entry[key] for key in ("scenario", "batch", "bound_ms")}
         try:

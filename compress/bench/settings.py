@@ -10,6 +10,8 @@ MINIMUM_ROUNDS = 3
 """Rounds that are run however little time there is: a ratio of fewer has no interval worth printing."""
 PRECISE_ROUNDS = 5
 """Rounds before a launch may end because it is precise: fewer can agree by chance."""
+TURN = 10
+"""Inferences that an artifact runs before it is the next one's turn: a disturbance lasts longer and meets them all."""
 END_TO_END_ROUNDS = 5
 """Rounds of the second clock per launch, at most."""
 END_TO_END_SHARE = 0.25

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.bench.launch import ChildError
+from compress.bench.launch import ENDED, ChildError
 from compress.bench.rounds import rotated
 from compress.bench.settings import LEAST_REPEATS, THROUGHPUT_REPEATS, MeasureSettings
 
@@ -28,7 +28,7 @@ def measure_throughput(lanes: Sequence[Lane], sequence: Sequence[int], settings:
     opened = [lane for lane in lanes if lane.child is not None]
     for lane in opened:
         if lane.child is not None and not lane.child.alive:
-            lane.not_measured["throughput"] = "the measuring process had ended"
+            lane.not_measured["throughput"] = ENDED
     swept = [_Swept(lane) for lane in opened if "throughput" not in lane.not_measured]
     if not swept:
         return

@@ -7,6 +7,7 @@ import typer
 from compress import __version__
 from compress.cli.arm64 import arm64
 from compress.cli.bench import bench
+from compress.cli.check import check
 from compress.cli.compare import compare
 from compress.cli.env import env
 from compress.cli.export import export
@@ -24,8 +25,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 fine, 1 a gate failed or a comparison found a regression, 2 usage or data, "
-    "3 something is missing here, 4 a run failed, 130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 a gate failed, a comparison found a regression or a check an error, 2 usage or "
+    "data, 3 something is missing here, 4 a run failed, 130 interrupted.",
 )
 
 
@@ -50,6 +51,7 @@ for _command in (
     cp,
     cat,
     bench,
+    check,
     sensitivity,
     report,
     compare,

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 from compress.data.encoded import Encoded
 from compress.distillation.examples import TARGETS, Examples
 from compress.distillation.internals import predict
+from compress.distillation.sparsity import zeros_kept
 from compress.distillation.trainer import RANK, SCORE, Emit, Learner, Objective, ObjectiveTrainer, Reporter
 from compress.models.loading import limit_threads, quiet
 from compress.tasks.base import Task
@@ -76,6 +77,7 @@ class History:
         losses: mean training loss of each epoch.
         divergences: from the reference after each epoch, at temperature 1; empty without a reference.
         kept: the epoch whose weights were kept, from 1.
+        sparse: linear layers that are 2:4 and stayed so.
     """
 
     metric: str
@@ -84,6 +86,7 @@ class History:
     losses: tuple[float, ...]
     divergences: tuple[float, ...]
     kept: int
+    sparse: int = 0
 
     @property
     def best(self) -> float:
@@ -92,14 +95,19 @@ class History:
 
     def notes(self) -> dict[str, Any]:
         """Return the record for a manifest."""
-        return {
+        notes: dict[str, Any] = {
             "metric": self.metric,
             "validation_before": self.start,
             "validation_by_epoch": list(self.scores),
             "validation": self.best,
             "loss_by_epoch": [round(loss, 6) for loss in self.losses],
             "kept_epoch": self.kept,
-        } | ({"divergence_by_epoch": [round(x, 6) for x in self.divergences]} if self.divergences else {})
+        }
+        if self.divergences:
+            notes["divergence_by_epoch"] = [round(x, 6) for x in self.divergences]
+        if self.sparse:
+            notes["sparse_layers"] = self.sparse
+        return notes
 
 
 def read_history(record: Mapping[str, Any]) -> History:
@@ -121,7 +129,7 @@ def train(
     """Train in place; afterwards the learner holds the weights of the best epoch by validation score.
 
     With equal arguments the result is the same, also when the run was killed in between and resumed from
-    the last epoch that was finished.
+    the last epoch that was finished. Linear layers that are 2:4 sparse stay so.
 
     Args:
         learner: the student and its maps.
@@ -135,7 +143,7 @@ def train(
             one closest to them is kept. A few hundred examples make ties common. None: the first is kept.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss is not finite, or a 2:4 layer did not stay so.
     """
     with limit_threads(place.threads), quiet():
         learner.to(place.device)
@@ -156,7 +164,8 @@ def train(
         )
         reporter.loss = trainer.latest_loss
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
+        with zeros_kept(learner.student) as sparse:
+            trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
     learner.to("cpu").eval()
     log = trainer.state.log_history
 
@@ -172,6 +181,7 @@ def train(
         losses=column("loss"),
         divergences=column(f"eval_{_DIVERGENCE}"),
         kept=ranks.index(best) + 1,
+        sparse=len(sparse),
     )
 
 

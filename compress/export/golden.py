@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.artifact import Golden
-from compress.errors import MissingCapabilityError
 from compress.models.golden import golden_batch, golden_inputs
 from compress.runtimes.onnxruntime import OnnxRuntime
+from compress.runtimes.onnxruntime_package import import_onnxruntime
 from compress.runtimes.target import Target
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from compress.tasks.base import Task
-
-
-INSTALL = 'pip install "mcompress[cpu]"'
 
 
 def missing_onnxruntime() -> tuple[str, ...]:
@@ -35,7 +32,7 @@ def golden_onnx(folder: Path, task: Task, file: str = "model.onnx") -> Golden:
         file: name of the ONNX file in the folder.
 
     Raises:
-        MissingCapabilityError: onnxruntime is not installed.
+        MissingCapabilityError: onnxruntime is not installed, or two distributions of it are.
     """
     session = open_session(folder / file)
     names = {value.name for value in session.get_inputs()}
@@ -48,17 +45,10 @@ def open_session(onnx_file: Path, threads: int = 1) -> onnxruntime.InferenceSess
     """Open an ONNX file with ONNX Runtime on the CPU.
 
     Raises:
-        MissingCapabilityError: onnxruntime is not installed.
+        MissingCapabilityError: onnxruntime is not installed, or two distributions of it are.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingCapabilityError(
-            "This step runs an ONNX model, and ONNX Runtime is not installed.",
-            value="onnxruntime",
-            fix=f'Install it: {INSTALL} (or "mcompress[gpu]", never both).',
-        ) from error
-    options = onnxruntime.SessionOptions()
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])

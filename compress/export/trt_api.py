@@ -1,23 +1,22 @@
 """Which TensorRT is here, and what it says: the one module that imports it.
 
-``tensorrt`` (the full library) is taken where it is installed, else ``tensorrt_rtx``, which has the same
-interface and builds engines on a machine without a GPU or a driver.
+``tensorrt`` (the full library) is taken where it is installed and finds a GPU, else ``tensorrt_rtx``, which has the
+same interface and builds engines on a machine without a GPU or a driver.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from compress.errors import MissingCapabilityError
-from compress.runtimes.tensorrt import MODULES
+from compress.runtimes import trt_log
+from compress.runtimes.cuda import why_no_cuda
+from compress.runtimes.trt_loading import MODULES, installed
+from compress.runtimes.trt_plan import RTX
 
 INSTALL = 'pip install "mcompress[tensorrt-rtx]"'
-_SEVERITIES = ("internal error", "error", "warning")
 
 
 class Trt(NamedTuple):
@@ -30,9 +29,14 @@ class Trt(NamedTuple):
 
 def missing_trt() -> str:
     """Return why no engine can be built here, with the command that helps; empty if one can. Imports nothing."""
-    if any(importlib.util.find_spec(name) for name in MODULES):
+    if _candidates():
         return ""
     return f"Neither tensorrt nor tensorrt-rtx is installed: {INSTALL}"
+
+
+def present_library() -> str:
+    """Return the library that engines are built with here; empty without one. Imports nothing."""
+    return next((MODULES[name] for name in _candidates()), "")
 
 
 def load_trt() -> Trt:
@@ -42,15 +46,13 @@ def load_trt() -> Trt:
         MissingCapabilityError: none is installed, or its libraries cannot be loaded.
     """
     failures = []
-    for name, library in MODULES.items():
-        if importlib.util.find_spec(name) is None:
-            continue
+    for name in _candidates():
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:  # bindings without their shared libraries
             failures.append(f"{name}: {error}")
             continue
-        return Trt(module, library, module.__version__)
+        return Trt(module, MODULES[name], module.__version__)
     raise MissingCapabilityError(
         "No TensorRT can be loaded.",
         value="; ".join(failures) or "neither tensorrt nor tensorrt-rtx is installed",
@@ -58,29 +60,14 @@ def load_trt() -> Trt:
     )
 
 
-@contextmanager
-def logged(trt: Trt) -> Iterator[tuple[Any, list[str]]]:
+def _candidates() -> list[str]:
+    """Return the installed modules, preferred first: the full library, but not where it lacks the GPU it needs."""
+    found = installed()
+    if why_no_cuda():
+        found.sort(key=lambda name: MODULES[name] != RTX)
+    return found
+
+
+def logged(trt: Trt) -> AbstractContextManager[tuple[Any, list[str]]]:
     """Give TensorRT's logger and the list that its warnings and errors go to while the context is open."""
-    logger = _logger(trt.module)
-    before, logger.messages = logger.messages, []
-    try:
-        yield logger, logger.messages
-    finally:
-        logger.messages = before
-
-
-@cache
-def _logger(module: Any) -> Any:
-    """Return the logger of this process: TensorRT keeps the first one that it is given and ignores others."""
-
-    class Messages(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, text: str) -> None:
-            level = str(severity).rpartition(".")[2].lower().replace("_", " ")
-            if level in _SEVERITIES:
-                self.messages.append(f"{level}: {text.strip()}")
-
-    return Messages()
+    return trt_log.logged(trt.module)

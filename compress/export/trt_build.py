@@ -8,114 +8,120 @@ sha256.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.errors import RunError
-from compress.export.signature import traits_of
 from compress.export.trt_api import Trt, load_trt, logged
+from compress.export.trt_options import EngineOptions, set_options
+from compress.export.trt_precision import precision_of
 from compress.export.trt_profile import Profile
-from compress.runtimes.cuda import why_no_cuda
+from compress.export.trt_timing import Timings
+from compress.runtimes.trt_device import Device, present_device
+from compress.runtimes.trt_plan import NO_DEVICE, PlanRecord, write_record
 
-SIDECAR_SUFFIX = ".json"
-MIB = 1024 * 1024
 _FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/(?=[\w.+@-])")
 
 
+class Built(NamedTuple):
+    """What a build leaves besides the engine."""
+
+    record: PlanRecord
+    listing: list[str]
+    """Messages of the builder about the layers and the memory of the engine."""
+
+
 def build_engine(
-    onnx_file: Path,
-    out_file: Path,
-    profile: Profile,
-    *,
-    workspace_bytes: int = 1024 * MIB,
-    tf32: bool = False,
-    optimization_level: int | None = None,
+    onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | None = None, **options: Any
 ) -> dict[str, Any]:
+    """Build an engine and return its record as JSON has it, see ``build``."""
+    return build(onnx_file, out_file, profile, timings=timings, **options).record.model_dump(mode="json")
+
+
+def build(onnx_file: Path, out_file: Path, profile: Profile, *, timings: Path | None = None, **options: Any) -> Built:
     """Build an engine and write it raw to ``out_file``, with ``<out_file>.json`` beside it.
 
     The network is strongly typed: precision is that of the ONNX file, and nothing else.
 
     Args:
-        onnx_file: float32, FP16, or INT8 with symmetric QuantizeLinear/DequantizeLinear pairs.
+        onnx_file: float32, FP16 or BF16, or INT8 with symmetric QuantizeLinear/DequantizeLinear pairs.
         out_file: the engine to write.
-        profile: input name -> (min, opt, max) shapes.
-        workspace_bytes: scratch memory that a kernel may use on the device.
-        tf32: let float32 products round their inputs to TF32 (10-bit mantissa), TensorRT's own default.
-        optimization_level: 0 (fast build) to 5 (thorough); None = the library's default.
-
-    Returns:
-        The sidecar's contents: library, version, device, precision, TF32, profile, digests, warnings.
+        profile: input name -> (min, opt, max) shapes; three equal shapes make an engine for that shape alone.
+        timings: folder for timing caches; None = none is kept.
+        **options: see ``EngineOptions``.
 
     Raises:
-        MissingCapabilityError: no TensorRT is installed.
+        MissingCapabilityError: no TensorRT is installed, or this one cannot do what an option asks.
         RunError: the parser or the builder refused; the error carries what TensorRT said.
     """
-    trt = load_trt()
+    trt, device, chosen = load_trt(), present_device(), EngineOptions(**options)
+    kept = Timings(timings, trt, device, chosen.optimization_level)
     with logged(trt) as (logger, messages):
         builder = trt.module.Builder(logger)
-        flag = 1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = builder.create_network(flag)
-        parser = trt.module.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(onnx_file)):
-            raise _refused(
-                trt, "parse the ONNX file", [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
-            )
+        network = _parsed(trt, builder, onnx_file, logger)
         config = builder.create_builder_config()
-        config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, workspace_bytes)
-        config.profiling_verbosity = trt.module.ProfilingVerbosity.DETAILED
-        (config.set_flag if tf32 else config.clear_flag)(trt.module.BuilderFlag.TF32)
-        if optimization_level is not None:
-            config.builder_optimization_level = optimization_level
+        set_options(trt, config, chosen)
+        sparse = _let_sparse(trt, config, onnx_file)
         config.add_optimization_profile(_profile(builder, network, profile))
+        kept.give(config)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise _refused(trt, "build the engine", messages)
+            raise _refused(trt, "build the engine", messages, device, chosen)
         out_file.write_bytes(memoryview(plan))
-        warnings = sorted({without_folders(message) for message in messages})
-    info = {
-        "library": trt.library,
-        "version": trt.version,
-        "device": device_name(),
-        "precision": precision_of(onnx_file, tf32),
-        "tf32": tf32,
-        "optimization_level": optimization_level,
-        "workspace_bytes": workspace_bytes,
-        "profiles": [{name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in profile.items()}],
-        "onnx_sha256": _sha256(onnx_file),
-        "plan_sha256": _sha256(out_file),
-        "messages": warnings,
-    }
-    sidecar = out_file.with_name(out_file.name + SIDECAR_SUFFIX)
-    sidecar.write_text(json.dumps(info, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return info
-
-
-def precision_of(onnx_file: Path, tf32: bool) -> str:
-    """Return what a strongly typed engine of an ONNX file computes in: int8, fp16, tf32 or fp32-strict."""
-    import onnx
-
-    traits = traits_of(onnx.load(onnx_file, load_external_data=False))
-    for trait in ("int8", "fp16"):
-        if trait in traits:
-            return trait
-    return "tf32" if tf32 else "fp32-strict"
+        precision, floats = precision_of(onnx_file, tf32=chosen.tf32)
+        record = PlanRecord(
+            library=trt.library,
+            version=trt.version,
+            device=device.name,
+            compute_capability=device.compute_capability,
+            driver=device.driver,
+            precision=precision,
+            float_precision=floats,
+            sparse_products=sparse,
+            profiles=[{name: _named(shapes) for name, shapes in profile.items()}],
+            timing_cache=kept.keep(config),
+            onnx_sha256=_sha256(onnx_file),
+            plan_sha256=_sha256(out_file),
+            messages=sorted({without_folders(message) for message in messages}),
+            **chosen.model_dump(),
+        )
+        listing = logger.listing
+    write_record(out_file, record)
+    return Built(record, listing)
 
 
 def device_name() -> str:
-    """Return the GPU that an engine is built for here, or that there is none; torch is imported only for a driver."""
-    if why_no_cuda():
-        return "built without a GPU"
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "built without a GPU"
+    """Return the GPU that an engine is built for here, or that there is none."""
+    return present_device().name
 
 
 def without_folders(text: str) -> str:
     """Shorten every absolute path in a message to its file name."""
     return _FOLDERS.sub("", text)
+
+
+def _parsed(trt: Trt, builder: Any, onnx_file: Path, logger: Any) -> Any:
+    flag = 1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.module.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        said = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise _refused(trt, "parse the ONNX file", said)
+    return network
+
+
+def _let_sparse(trt: Trt, config: Any, onnx_file: Path) -> int:
+    """Let the builder choose sparse kernels if weights are 2:4 sparse; return how many are."""
+    import onnx
+
+    from compress.export.sparsity import sparse_weights
+
+    found = len(sparse_weights(onnx.load(onnx_file)).sparse)
+    if found:
+        config.set_flag(trt.module.BuilderFlag.SPARSE_WEIGHTS)
+    return found
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:
@@ -130,20 +136,32 @@ def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:
     return profile
 
 
-def _describe(error: Any) -> str:
-    return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
+def _named(shapes: tuple[tuple[int, ...], ...]) -> dict[Any, tuple[int, ...]]:
+    return dict(zip(("min", "opt", "max"), shapes, strict=True))
 
 
-def _refused(trt: Trt, what: str, messages: list[str]) -> RunError:
+def _describe(parser_error: Any) -> str:
+    return f"{parser_error.node_operator()} {parser_error.node_name()!r}: {parser_error.desc()}"
+
+
+def _refused(
+    trt: Trt, what: str, messages: list[str], device: Device | None = None, options: EngineOptions | None = None
+) -> RunError:
     said = [without_folders(message) for message in messages] or ["no reason given"]
     return RunError(
         f"{trt.library} {trt.version} could not {what}.",
         value="\n         ".join(said[:5]),
-        fix=_advice(" ".join(said)),
+        fix=_advice(" ".join(said), device, options),
     )
 
 
-def _advice(text: str) -> str:
+def _advice(text: str, device: Device | None, options: EngineOptions | None) -> str:
+    if options and device and device.name == NO_DEVICE and (options.refit or options.strip_plan):
+        return (
+            "`refit` and `strip_plan` need a GPU while the engine is built: build it where one is, or leave them out."
+        )
+    if options and options.version_compatible and "lean" in text:
+        return "Install the lean runtime of this version (pip install tensorrt-lean), or set `exclude_lean_runtime`."
     if "zero point" in text or "Int32" in text or "shiftIsAllZeros" in text:
         return "TensorRT takes symmetric INT8 only: quantize with `method: static` and `activation: int8`."
     if "same input types" in text or "same type" in text:

@@ -90,6 +90,7 @@ def do_warmup(opened: dict[str, Any], sequence: list[int]) -> dict[str, Any]:
 
 
 def do_round(opened: dict[str, Any], sequence: list[int]) -> dict[str, Any]:
+    timed(opened, sequence[0])  # brings the model back into the caches after the others' turns
     return {"ms": [timed(opened, index) for index in sequence]}
 
 

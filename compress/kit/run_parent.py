@@ -25,6 +25,7 @@ FLAGS = (
     *("bf16", "f16c", "fma", "i8mm", "sse4_1", "sve"),
 )
 MINIMUM_ROUNDS, MOST_ROUNDS = 3, 50
+TURN = 10  # inferences of a model before it is the next one's turn
 
 
 def stop(what: str, value: object, fix: str) -> NoReturn:
@@ -197,14 +198,19 @@ class Lane:
 
 
 def rounds(lanes: list[Lane], sequence: list[int], seconds: float) -> None:
-    """Time every model in turn over the same inputs, A B then B A, until the time is used up."""
+    """Time the models over the same inputs, a few at a time in turn, A B then B A, until the time is used up."""
     start, number = time.monotonic(), 0
+    parts = [sequence[i : i + TURN] for i in range(0, len(sequence), TURN)]
     while number < MOST_ROUNDS and (number < MINIMUM_ROUNDS or time.monotonic() - start < seconds):
-        shift = number % len(lanes)
-        for lane in lanes[shift:] + lanes[:shift]:
-            answer = lane.ask("round", sequence=sequence)
-            if answer:
-                lane.samples[-1].append(answer["ms"])
+        done: list[list[float]] = [[] for _ in lanes]
+        for first, part in enumerate(parts, start=number):
+            for i in range(len(lanes)):
+                turn = (first + i) % len(lanes)
+                answer = lanes[turn].ask("round", sequence=part)
+                done[turn] += answer["ms"] if answer else []
+        for lane, row in zip(lanes, done):  # noqa: B905 - Python 3.9
+            if lane.process is not None:
+                lane.samples[-1].append(row)
         number += 1
         if sys.stdout.isatty():
             print(

@@ -171,6 +171,7 @@ for _name, _class in {
     "prune": "Prune",
     "trim": "Trim",
     "factorize": "Factorize",
+    "sparsify": "Sparsify",
     "export": "Export",
     "qat": "Qat",
     "quantize": "Quantize",

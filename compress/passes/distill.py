@@ -14,6 +14,7 @@ from compress.errors import RecipeError
 from compress.models.counting import count_macs, count_parameters
 from compress.models.files import hash_files
 from compress.models.signature import torch_graph
+from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.passes.students import plan_student
 
@@ -134,7 +135,8 @@ class Distill(Pass):
             form = config.student
             student, words = plan_student(teacher, form.layers, form.hidden, form.folder)
             summary += f", student: {words}"
-        return Plan(summary, replace(student, traits=student.traits | self.adds))
+        traits = _made_traits(student.traits, config)
+        return Plan(summary, replace(student, traits=traits | self.adds))
 
     def expand(self, config: DistillConfig, value: Callable[[str], str]) -> DistillConfig:
         if config.student is None or config.student.model is None:
@@ -208,7 +210,13 @@ def _traits(inputs: Mapping[str, Artifact], config: DistillConfig) -> frozenset[
     """Return what was done to the student before: a foreign one comes with nothing."""
     if config.student is None:
         return frozenset(inputs["model"].traits)
-    return frozenset(inputs["teacher"].traits) if config.student.model is None else frozenset()
+    return _made_traits(inputs["teacher"].traits, config) if config.student.model is None else frozenset()
+
+
+def _made_traits(traits: frozenset[str], config: DistillConfig) -> frozenset[str]:
+    """Return what stays true of the teacher in its student: a narrower one has other groups of four inputs."""
+    narrower = config.student is not None and config.student.hidden is not None
+    return traits - {SPARSE} if narrower else traits
 
 
 def _student_digest(config: DistillConfig) -> str | None:

@@ -14,6 +14,7 @@ from compress.data.calibration import stratified_indices, stratum
 from compress.errors import DataError
 from compress.models.counting import TOKENS
 from compress.models.families import dimensions
+from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan, library_versions
 from compress.passes.trim import require_text
 from compress.runtimes.base import runtimes
@@ -65,6 +66,7 @@ class Factorize(Pass):
     Config: ClassVar[type[PassConfig]] = FactorizeConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
     adds: ClassVar[frozenset[str]] = frozenset({"factorized"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train",)

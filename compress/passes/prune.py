@@ -22,6 +22,7 @@ from compress.models.counting import (
 from compress.models.depth import choose_layers
 from compress.models.families import Dimensions, dimensions, family_of, is_convolutional
 from compress.models.signature import torch_graph
+from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.pruning.importance import importances
 from compress.runtimes.target import Grids, find_target
@@ -104,6 +105,7 @@ class Prune(Pass):
     Config: ClassVar[type[PassConfig]] = PruneConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
     adds: ClassVar[frozenset[str]] = frozenset({"pruned"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train", "validation")

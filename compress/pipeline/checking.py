@@ -23,7 +23,8 @@ class Parity:
 
     Attributes:
         max_abs, mean_abs: difference of logits.
-        cosine: mean cosine of centred logits per example (plain cosine for one output).
+        cosine: mean cosine of centred logits per example (plain cosine for one output), weighted by their size in
+            the reference: with two labels a cosine is 1 or -1, and an example near 0 would weigh like any other.
         agreement: share of examples with the same decision.
         tolerance: the rule in words; empty if none applies.
         ok: whether the rule holds.
@@ -162,5 +163,7 @@ def _default_rule(reference: Score) -> GateRule:
 def _mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape[1] > 1:
         a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean(np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0), 1.0)))
+    sizes = np.linalg.norm(a, axis=1)
+    norms = sizes * np.linalg.norm(b, axis=1)
+    cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0), 1.0)
+    return float(np.average(cosines, weights=sizes)) if sizes.any() else float(cosines.mean())

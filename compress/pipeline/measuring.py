@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +11,13 @@ import numpy as np
 from compress.artifact import Artifact
 from compress.bench.protocol import Measurement, Subject, fits, measure
 from compress.passes.base import Progress
-from compress.pipeline.planning import onnx_baseline
+from compress.pipeline.baselines import ONNX as ONNX
+from compress.pipeline.baselines import TORCH as TORCH
+from compress.pipeline.baselines import Baseline as Baseline
+from compress.pipeline.baselines import baselines as choose_baselines
+from compress.pipeline.baselines import strongest
 from compress.pipeline.running import RunState
-from compress.runtimes.base import runtimes
-from compress.runtimes.target import Group, Isa, Target, find_target, find_targets
-
-TORCH, ONNX = "torch FP32", "ONNX Runtime FP32"
-"""The two baselines, as reports name them."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """An uncompressed model on a target, which the rows of one group are divided by."""
-
-    name: str
-    step: str
-    target: Target
+from compress.runtimes.target import Group, Target, find_targets
 
 
 @dataclass(frozen=True)
@@ -58,13 +49,15 @@ def measure_run(state: RunState, work: Path, emit: Progress) -> Measured:
     pairs = [(id_, target) for target in wanted for id_, artifact in stages.items() if fits(artifact.kind, target)]
     baselines: dict[Group, tuple[Baseline, ...]] = {}
     for group in dict.fromkeys(target.group for target in wanted):
-        baselines[group] = _baselines(state, stages, wanted, group)
+        baselines[group] = choose_baselines(state, stages, wanted, group)
         pairs += [(b.step, b.target) for b in baselines[group] if (b.step, b.target) not in pairs]
     rows = state.data[split].rows
     subjects = [Subject(id_, stages[id_], encoded[id_], target, rows) for id_, target in pairs]
     measurements = measure(subjects, settings=settings, work=work, seed=state.recipe.run.seed, emit=emit)
+    cells = {(m.subject, m.target): m for m in measurements}
     added = [b.target for group in baselines.values() for b in group if b.target not in wanted]
     targets = tuple(dict.fromkeys([*wanted, *added]))
+    baselines |= {group: strongest(found, cells) for group, found in baselines.items() if group[0] == "cuda"}
     return Measured(targets, tuple(measurements), baselines, split, next(iter(encoded.values())).targets)
 
 
@@ -72,31 +65,3 @@ def _stages(state: RunState) -> dict[str, Artifact]:
     """Return what can be scored: an encoder whose head a fine-tuning replaced answers another question."""
     made = {id_: o.artifact for id_, o in state.outcomes.items() if o.status == "done" and o.artifact is not None}
     return {id_: artifact for id_, artifact in made.items() if artifact.manifest.task == state.task.dump()}
-
-
-def _baselines(
-    state: RunState, stages: Mapping[str, Artifact], wanted: Sequence[Target], group: Group
-) -> tuple[Baseline, ...]:
-    device, threads, isa = group
-    found = []
-    reference, exported = state.plan.reference, onnx_baseline(state.plan)
-    if "torch" in state.recipe.measure.baselines and reference in stages and stages[reference].kind == "torch":
-        on_gpu = find_target("torch-cuda")
-        if device == "cpu":
-            found.append(Baseline(TORCH, reference, _baseline_target("torch", "torch-cpu", wanted, threads, isa)))
-        elif threads == on_gpu.threads and runtimes.get(on_gpu.runtime)().available(on_gpu).ok:
-            found.append(Baseline(TORCH, reference, on_gpu))
-    if device == "cpu" and "onnx" in state.recipe.measure.baselines and exported is not None and exported in stages:
-        found.append(Baseline(ONNX, exported, _baseline_target("onnxruntime", "ort-cpu", wanted, threads, isa)))
-    return tuple(found)
-
-
-def _baseline_target(
-    runtime: str, prefix: str, wanted: Sequence[Target], threads: int | None, isa: Isa | None
-) -> Target:
-    for target in wanted:
-        if (target.runtime, target.group, target.memory_bytes) == (runtime, ("cpu", threads, isa), None):
-            return target
-    name = "-".join(filter(None, [prefix, f"{threads}t" if threads else "", isa]))
-    added = Target(name=name, description="added for the baseline", runtime=runtime, threads=threads, isa=isa)
-    return added if isa is None else added.model_copy(update={"evidence": "proxy"})

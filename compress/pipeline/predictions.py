@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compress import __version__
-from compress.artifact import Artifact, hash_json
+from compress.artifact import Artifact, create_artifact, hash_json
 from compress.bench.environment import environment
 from compress.bench.protocol import predict
 from compress.data.encoded import Encoded
@@ -84,8 +84,15 @@ def _runnable(artifact: Artifact, work: Path) -> Artifact:
     """Return the artifact, or what a 16-bit graph computes on a GPU: a CPU does not round, or has no kernels."""
     if artifact.kind != "onnx" or not {"fp16", "bf16"} & artifact.traits:
         return artifact
-    from compress.quantization.half_emulation import emulated_artifact
+    import onnx
 
-    folder = work / "emulated"
+    from compress.export.companions import copy_companions
+    from compress.quantization.half_emulation import emulate_half
+
+    folder, manifest = work / "emulated", artifact.manifest
     folder.mkdir()
-    return emulated_artifact(artifact, folder)
+    (folder / "model.onnx").write_bytes(emulate_half(onnx.load(artifact.file())).SerializeToString())
+    copy_companions(artifact.path, folder)
+    return create_artifact(
+        folder, kind="onnx", task=manifest.task, graphs=manifest.graphs, made_by=manifest.made_by, seed=manifest.seed
+    )

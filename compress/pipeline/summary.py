@@ -13,7 +13,9 @@ from compress.bench.environment import environment
 from compress.data.config import Source
 from compress.pipeline.checking import GateResult
 from compress.pipeline.emulated import environment_of
+from compress.pipeline.engines import engine_records
 from compress.pipeline.examples import changed_examples
+from compress.pipeline.gpu import state_in_words
 from compress.pipeline.int8 import int8_searches
 from compress.pipeline.measuring import Measured
 from compress.pipeline.planning import SOURCE
@@ -58,6 +60,7 @@ def summarise(state: RunState, measured: Measured, command: str, *, examples: bo
         stages=tuple(stages(state, measured, rows, verdict)),
         searches=tuple(latency_searches(state, measured)),
         int8=tuple(int8_searches(state)),
+        engines=tuple(engine_records(state)),
         students=tuple(student_matches(state, measured)),
         sensitivities=tuple(sensitivity_records(state)),
         baselines=_baseline_records(measured),
@@ -235,6 +238,8 @@ def _environment(measured: Measured) -> report.Environment:
     notes = {"architecture": cpu["architecture"], "governor": cpu["governor"] or "not readable"}
     if found["gpus"]:
         notes["GPU driver"] = found["gpus"][0]["driver"]
+    if words := state_in_words(measured.measurements):
+        notes["GPU while measuring"] = words
     if system["container"]["in_container"]:
         notes["container"] = "yes"
     return report.Environment(

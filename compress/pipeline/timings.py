@@ -28,7 +28,8 @@ def latency_of(m: Measurement) -> report.Latency | None:
     """Return the model's own times; None where there are none."""
     if m.status != "ok" or not m.samples_ms:
         return None
-    return _latency(m.samples_ms).model_copy(update={"tokens": _lengths(m.input_tokens), "warmup_s": m.warmup_s})
+    facts = {"tokens": _lengths(m.input_tokens), "warmup_s": m.warmup_s, "device_ms": m.gpu_latency_ms}
+    return _latency(m.samples_ms).model_copy(update=facts)
 
 
 def speedups_of(

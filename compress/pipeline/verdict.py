@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.pipeline.checking import GateResult
-from compress.pipeline.measuring import ONNX, TORCH, Measured
+from compress.pipeline.measuring import Measured
 from compress.pipeline.running import RunState
 from compress.pipeline.scores import PERCENT
 from compress.report import numbers
 from compress.report.model import Deliverable, Difference, Row, Unit, Verdict
+
+PRECISIONS = ("FP32", "TF32", "FP16", "BF16")
+"""Words in the names of baselines."""
 
 
 def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
@@ -29,20 +32,26 @@ def choose(state: RunState, measured: Measured, rows: Sequence[Row]) -> Verdict:
 def _verdict(
     state: RunState, target: str, ready: Sequence[Row], deliverables: tuple[Deliverable, ...], split: str
 ) -> Verdict:
-    """Of what is faster than the baseline, ship the fastest whose gates hold beyond doubt, else the fastest."""
-    baseline = ONNX if any(ONNX in row.speedups for row in ready) else TORCH
-    compared = [row for row in ready if baseline in row.speedups]
+    """Of what is faster than the baseline, ship the fastest whose gates hold beyond doubt, else the fastest.
+
+    The baseline is the last of those that the rows name: the strongest one (see ``baselines``). On a GPU it may be a
+    deliverable itself, such as an engine in FP16. Then that one is kept if nothing is faster, and shipped by its
+    speed over FP32 if there is nothing else.
+    """
+    names = list(dict.fromkeys(name for row in ready for name in row.speedups))
+    baseline = names[-1] if names else ""
+    reduced = _precision(baseline) != "FP32"
+    kept = next((row for row in ready if reduced and _is_baseline(row, baseline)), None)
+    compared = [row for row in ready if baseline in row.speedups and row is not kept]
+    if kept is not None and not compared and len(names) > 1:
+        baseline, compared, kept = names[0], [kept], None
     faster = [row for row in compared if (row.speedups[baseline].low or row.speedups[baseline].ratio) > 1.0]
     if not faster:
-        advice = "Keep FP32" if all(row.integers for row in compared) else "Keep the uncompressed model"
-        headline = (
-            f"{advice}: no deliverable is faster than {baseline} on {target}."
-            if compared
-            else f"No verdict: no baseline was measured beside the deliverables on {target}."
-        )
         why = tuple(f"{row.step}: {_speed(row, baseline)}." for row in compared)
         why += tuple(f"{row.step}: {finding}" for row in compared for finding in row.findings)
-        return Verdict(target=target, headline=headline, reasons=why, deliverables=deliverables)
+        step = kept.step if kept is not None else None
+        headline = _keep(compared, baseline, target)
+        return Verdict(step=step, target=target, headline=headline, reasons=why, deliverables=deliverables)
     proven = [row for row in faster if _proven(state, row)]
     best = max(proven or faster, key=lambda row: _ratio(row, baseline))
     headline = f"Ship {best.step}: {_ratio(best, baseline):.2f} times as fast as {baseline} on {target}"
@@ -64,6 +73,34 @@ def _verdict(
     return Verdict(
         step=best.step, target=target, headline=headline + ".", reasons=tuple(reasons), deliverables=deliverables
     )
+
+
+def _is_baseline(row: Row, name: str) -> bool:
+    """Say whether a row is the baseline of that name itself."""
+    against = row.speedups[name].against if name in row.speedups else None
+    return against is not None and (against.step, against.target) == (row.step, row.target)
+
+
+def _precision(baseline: str) -> str:
+    return next((word for word in baseline.split() if word in PRECISIONS), "FP32")
+
+
+def _keep(compared: Sequence[Row], baseline: str, target: str) -> str:
+    """Say that nothing is faster than the baseline; on a GPU by how much the nearest is slower."""
+    if not compared:
+        return f"No verdict: no baseline was measured beside the deliverables on {target}."
+    precision = _precision(baseline)
+    if precision == "FP32":
+        advice = "Keep FP32" if all(row.integers for row in compared) else "Keep the uncompressed model"
+        return f"{advice}: no deliverable is faster than {baseline} on {target}."
+    nearest = max(compared, key=lambda row: _ratio(row, baseline))
+    which = nearest.step if len(compared) == 1 else f"{nearest.step}, the fastest of {len(compared)} deliverables,"
+    high = nearest.speedups[baseline].high
+    if (high or _ratio(nearest, baseline)) < 1.0:
+        more = 1 / _ratio(nearest, baseline) - 1
+        slower = numbers.share(more, 0 if more >= 0.01 else 1)
+        return f"Keep {precision}: {which} is {slower} slower than {baseline} on {target}."
+    return f"Keep {precision}: {which} is no faster than {baseline} on {target}."
 
 
 def _proven(state: RunState, row: Row) -> bool:

@@ -20,6 +20,7 @@ from compress.bench.memory import peak_resident_bytes
 from compress.data.encoded import Encoded
 from compress.errors import RunError
 from compress.quantization.ranges import Histogram, Observer, Range, Statistics, choose_range, vanishing_share
+from compress.runtimes.onnxruntime_package import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -126,8 +127,7 @@ def _load(file: Path, names: Sequence[str], examples: int) -> Calibration:
 
 def _observe(graph_file: str, inputs: str, out: str, threads: str, histograms: str) -> None:
     """Do the child's work; outputs of the graph are observed in the order of their sorted names."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(threads)
     options.inter_op_num_threads = 1

@@ -8,12 +8,9 @@ operators rounds less often, so a GPU is at least as exact.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from compress.artifact import Artifact, create_artifact
 
 if TYPE_CHECKING:
     import onnx
@@ -45,20 +42,6 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     del out.graph.node[:], out.graph.value_info[:]
     out.graph.node.extend(copies)
     return out
-
-
-def emulated_artifact(artifact: Artifact, folder: Path) -> Artifact:
-    """Write the float32 emulation of an artifact, with what belongs to it, into a folder; it is not for delivery."""
-    import onnx
-
-    from compress.export.companions import copy_companions
-
-    (folder / "model.onnx").write_bytes(emulate_half(onnx.load(artifact.file())).SerializeToString())
-    copy_companions(artifact.path, folder)
-    manifest = artifact.manifest
-    return create_artifact(
-        folder, kind="onnx", task=manifest.task, graphs=manifest.graphs, made_by=manifest.made_by, seed=manifest.seed
-    )
 
 
 def _half_types() -> tuple[int, int]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.data.encoded import Encoded
-from compress.errors import MissingCapabilityError, RecipeError, RunError
+from compress.errors import RecipeError, RunError
+from compress.runtimes.onnxruntime_package import import_onnxruntime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -258,15 +259,7 @@ def _float_nodes(model: onnx.ModelProto, operators: Sequence[str]) -> list[onnx.
 
 
 def _library() -> Any:
-    try:
-        import onnxruntime.quantization
-    except ImportError as error:
-        raise MissingCapabilityError(
-            "INT8 quantization needs ONNX Runtime, which is not installed.",
-            value="onnxruntime",
-            fix='Install it: pip install "mcompress[cpu]".',
-        ) from error
-    return onnxruntime.quantization
+    return import_onnxruntime("onnxruntime.quantization")
 
 
 @contextmanager

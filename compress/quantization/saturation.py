@@ -17,6 +17,7 @@ from compress.data.encoded import Encoded
 from compress.errors import RunError
 from compress.quantization.isa import isa_of
 from compress.runtimes.isa_cap import capped_environment
+from compress.runtimes.onnxruntime_package import import_onnxruntime
 from compress.runtimes.target import Target
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def _remedy(error: int, weight_bits: int) -> str:
 
 
 def _session(model: bytes, *, precise: bool) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -13,6 +13,7 @@ import numpy as np
 
 from compress.data.encoded import Encoded
 from compress.errors import RunError
+from compress.runtimes.onnxruntime_package import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -34,9 +35,9 @@ class Variants:
 
     def __init__(self, model: onnx.ModelProto, threads: int = 1, *, as_written: bool = False) -> None:
         import onnx
-        import onnxruntime
         from onnx import numpy_helper
 
+        ort = import_onnxruntime()
         self._threads, self._as_written = threads, as_written
         self._stored: dict[str, onnx.TensorProto] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
@@ -45,7 +46,7 @@ class Variants:
         for tensor in self._skeleton.graph.initializer:
             values = np.ascontiguousarray(numpy_helper.to_array(tensor))
             if values.nbytes >= _SHARED_BYTES:
-                self._values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+                self._values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(values)
         for tensor in self._skeleton.graph.initializer:
             if tensor.name in self._values:
                 self._stored[tensor.name] = onnx.TensorProto.FromString(tensor.SerializeToString())
@@ -108,9 +109,9 @@ class Variants:
 
     def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         import onnx
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -119,7 +120,7 @@ class Variants:
         names = [tensor.name for tensor in model.graph.initializer if tensor.data_location == external]
         options.add_external_initializers(names, [self._values[name] for name in names])
         providers = ["CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
 def _refer(tensor: onnx.TensorProto) -> None:

@@ -16,7 +16,7 @@ CARD_NAME = "README.md"
 _LIBRARIES = {"torch": "transformers"}
 _VARIABLE = re.compile(r"^\$\{\w+\}/")
 _REDUCED = {"int8", "int4", "fp16", "bf16"}
-_CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed"}
+_CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed", "sparse24"}
 _AUTO = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "ORTModelForSequenceClassification"),
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "ORTModelForImageClassification"),
@@ -30,6 +30,7 @@ _WORDS = {
     "distilled": "trained to answer as a teacher does",
     "finetuned": "fine-tuned",
     "factorized": "factored matrices",
+    "sparse24": "two of every four weights of the linear layers zero (2:4)",
     "trimmed": "a smaller vocabulary",
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from compress.report import (
     numbers,
     sections_classes,
+    sections_engines,
     sections_findings,
     sections_int8,
     sections_load,
@@ -78,6 +79,7 @@ def build(report: Report) -> Document:
         sections_search.widths(report),
         sections_int8.searches(report),
         sections_int8.integers(report),
+        sections_engines.engines(report),
         sections_sensitivity.sensitivity(report),
         sections_record.gates(report),
         sections_findings.findings(report),

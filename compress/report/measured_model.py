@@ -37,6 +37,9 @@ class Latency(Frozen):
     p90_ms: float | None = None
     mean_ms: float | None = None
     cv: float | None = Field(None, description="standard deviation of the rounds over their mean")
+    device_ms: float | None = Field(
+        None, description="median of the kernels alone, by the GPU's own clock, in runs apart from the rounds"
+    )
     inputs: int = Field(description="different real inputs")
     rounds: int = Field(description="times that all of them were run, over all launches")
     launches: int = Field(1, ge=1, description="fresh processes")

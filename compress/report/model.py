@@ -14,6 +14,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from compress.report.engine_model import Engine as Engine
+from compress.report.engine_model import EngineLayers as EngineLayers
 from compress.report.frozen import Baseline as Baseline
 from compress.report.frozen import Family as Family
 from compress.report.frozen import Frozen as Frozen
@@ -289,7 +291,8 @@ class Row(Frozen):
     pareto: bool = Field(False, description="no other row of this target is both faster and more accurate")
     integers: Integers | None = Field(None, description="of an INT8 artifact, where its runtime tells")
     findings: tuple[str, ...] = Field(
-        (), description="why an INT8 artifact is not faster, and what FP16 is on a CPU; else empty"
+        (),
+        description="why it is not faster: INT8 without a gain, half precision on a CPU, nodes of a GPU on the CPU",
     )
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(
@@ -370,6 +373,7 @@ class Report(Frozen):
     stages: tuple[Stage, ...] = Field((), description="from the model to the artifact to ship, target by target")
     searches: tuple[LatencySearch, ...] = ()
     int8: tuple[Int8Search, ...] = ()
+    engines: tuple[Engine, ...] = ()
     students: tuple[StudentMatch, ...] = ()
     sensitivities: tuple[SensitivityRecord, ...] = ()
     baselines: dict[str, Baseline] = Field(default_factory=dict, description="name -> where it was measured, in order")

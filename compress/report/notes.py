@@ -113,12 +113,30 @@ def _factorize(notes: Notes, unit: Unit) -> Pairs:
     for path, it in notes.pop("factored", {}).items():
         sizes = f"{numbers.millions(it['weights_before'])} → {numbers.millions(it['weights_after'])} million weights"
         pairs.append((path, f"rank {it['rank']}, {sizes}, {numbers.share(it['lost'])} lost"))
+    return pairs + _left(notes.pop("left", {}))
+
+
+def _sparsify(notes: Notes, unit: Unit) -> Pairs:
+    kept = {path: it["energy_kept"] for path, it in notes.pop("sparse").items()}
+    left, least = notes.pop("left"), min(kept, key=lambda path: kept[path])
+    zeros = f"50 % of the weights of these layers, {numbers.share(notes.pop('zeros'), 1)} of the whole model"
+    mean = sum(kept.values()) / len(kept)
+    energy = f"{numbers.share(mean, 1)} on average, least {numbers.share(kept[least], 1)} in {least}"
+    return [
+        ("2:4 sparse", f"{numbers.count(len(kept))} linear layers, by {notes.pop('by')}"),
+        ("zeros", zeros),
+        ("squares of the weights kept", energy),
+        *_left(left),
+        ("speed", notes.pop("speed")),
+    ]
+
+
+def _left(left: Mapping[str, str]) -> Pairs:
     reasons: dict[str, int] = {}
-    for reason in notes.pop("left", {}).values():
+    for reason in left.values():
         reasons[reason] = reasons.get(reason, 0) + 1
-    if reasons:
-        pairs.append(("left as they were", "; ".join(f"{count}: {reason}" for reason, count in reasons.items())))
-    return pairs
+    told = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+    return [("left as they were", told)] if told else []
 
 
 def _speed(timed: Mapping[str, float]) -> str:
@@ -131,6 +149,26 @@ def _quantize(notes: Notes, unit: Unit) -> Pairs:
         notes.pop(name, None)
     isa = notes.pop("isa", None)
     return [("instruction set", f"{isa['name']} ({', '.join(isa['flags']) or 'no known flags'})")] if isa else []
+
+
+_ENGINE = (
+    *("engines", "library", "version", "device", "compute_capability", "driver", "precision", "float_precision"),
+    *("tf32", "profiles", "timing_cache", "refit", "strip_plan", "version_compatible", "exclude_lean_runtime"),
+    *("hardware_compatibility", "optimization_level", "workspace_bytes"),
+)
+"""Notes that the section about engines shows, or the step's configuration."""
+
+
+def _build(notes: Notes, unit: Unit) -> Pairs:
+    if "engines" in notes:
+        for name in _ENGINE:
+            notes.pop(name, None)
+    messages = notes.pop("messages", [])
+    pairs = [("TensorRT said", "; ".join(messages))] if messages else []
+    for key, what in (("onnx_sha256", "ONNX file, sha256"), ("plan_sha256", "engine, sha256")):
+        if key in notes:
+            pairs.append((what, numbers.short_digest(notes.pop(key))))
+    return pairs
 
 
 def _distill(notes: Notes, unit: Unit) -> Pairs:
@@ -157,6 +195,8 @@ def _distill(notes: Notes, unit: Unit) -> Pairs:
         unlabelled = notes.pop("unlabelled", 0)
         extra = f", {numbers.count(unlabelled)} of them unlabelled" if unlabelled else ""
         pairs.append(("examples", f"{numbers.count(notes.pop('examples'))}{extra}"))
+    if "sparse_layers" in notes:
+        pairs.append(("2:4 sparse", f"still, in {numbers.count(notes.pop('sparse_layers'))} linear layers"))
     if "layer_pairs" in notes:
         matched = ", ".join(f"{a + 1}–{b + 1}" for a, b in notes.pop("layer_pairs"))
         pairs.append(("matched layers", f"{matched} (student–teacher)" if matched else "none"))
@@ -189,10 +229,12 @@ def _millions(value: int) -> str:
 
 
 _WRITERS: dict[str, Callable[[dict[str, Any], Unit], Pairs]] = {
+    "build": _build,
     "distill": _distill,
     "factorize": _factorize,
     "prune": _prune,
     "qat": _qat,
     "quantize": _quantize,
+    "sparsify": _sparsify,
     "trim": _trim,
 }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from compress.report.blocks import Bullets, Section
 from compress.report.model import Report, Row
+from compress.report.sections_engines import name as engine_name
 
 
 def findings(report: Report) -> Section | None:
-    """Findings, warnings, unsteady clocks and invalid runs of all rows, each said once."""
+    """Findings, warnings, unsteady clocks and invalid runs of all rows and engines, each said once."""
     said: dict[str, list[str]] = {}
     for row in report.rows:
         for sentence in _of_row(row):
             said.setdefault(sentence, []).append(f"{row.step} on {row.target}")
+    for engine in report.engines:
+        for sentence in engine.findings:
+            said.setdefault(sentence, []).append(engine_name(engine))
     lines = [f"{_places(places)}: {sentence}" for sentence, places in said.items()]
     machines = [("this machine", report.environment), *((it.name, it.environment) for it in report.targets)]
     for name, machine in machines:

@@ -49,6 +49,7 @@ def tables(report: Report) -> list[tuple[TargetRecord, Table]]:
 def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
     """One line per step: size, accuracy, difference, latency, speed-up over each baseline."""
     rows = rows_of(report, target)
+    names = baselines_of(report, rows)
     columns = [
         _STEP,
         Column("size", "size", "MB", "graph and weights on disk; 1 MB = 1,000,000 bytes"),
@@ -59,15 +60,15 @@ def results_table(report: Report, target: str, *, legend: bool = True) -> Table:
         Column("p50", "p50", "ms", "median time of one input at its real length, batch 1"),
         *(
             Column(f"speedup:{name}", f"vs {name}", meaning=f"speed-up over {_compared_with(report, rows, name)}")
-            for name in report.baselines
+            for name in names
         ),
         Column("status", "evidence", meaning="measured here, or a stand-in (proxy, emulated, ingested)", numeric=False),
     ]
-    lines = tuple(_result_row(report, row, len(columns)) for row in rows)
+    lines = tuple(_result_row(report, row, names, len(columns)) for row in rows)
     return Table(tuple(columns), lines, (*footnotes(rows), *gaps(lines)), legend)
 
 
-def _result_row(report: Report, row: Row, width: int) -> TableRow:
+def _result_row(report: Report, row: Row, names: Sequence[str], width: int) -> TableRow:
     step = Cell(row.step, tags=tags_of(report, row))
     strong = ships(report, row)
     if row.status != "ok":
@@ -78,7 +79,7 @@ def _result_row(report: Report, row: Row, width: int) -> TableRow:
         accuracy_cell(row),
         difference_cell(row, is_reference=row.step in references(report)),
         Cell(numbers.milliseconds(row.latency.p50_ms if row.latency else None)),
-        *(speedup_cell(row.speedups.get(name)) for name in report.baselines),
+        *(speedup_cell(row.speedups.get(name)) for name in names),
         Cell(row.evidence, tone="muted"),
     ]
     return TableRow(tuple(cells), strong)
@@ -146,7 +147,7 @@ def _ece_cell(row: Row) -> Cell:
 def pareto(report: Report, target: str) -> Figure | None:
     """The plot of a target, or None if fewer than two rows have both coordinates."""
     eight_bits = {step.id for step in report.steps if "int8" in step.traits}
-    baseline = next(reversed(report.baselines), "")
+    baseline = next(reversed(baselines_of(report, rows_of(report, target))), "")
     points = tuple(
         Point(
             label=row.step,
@@ -218,6 +219,12 @@ def describe(target: TargetRecord) -> str:
 
 def rows_of(report: Report, target: str) -> list[Row]:
     return [row for row in report.rows if row.target == target]
+
+
+def baselines_of(report: Report, rows: Iterable[Row]) -> list[str]:
+    """Return the baselines that any of the rows is compared with, in order; all there are if none is."""
+    present = {name for row in rows for name in row.speedups}
+    return [name for name in report.baselines if name in present] or list(report.baselines)
 
 
 def ships(report: Report, row: Row) -> bool:

@@ -19,7 +19,7 @@ from compress.report.blocks import (
     Tone,
 )
 from compress.report.model import Latency, Lengths, Report, Row
-from compress.report.sections_results import gaps, measured, refusal, rows_of, ships, speedup_cell
+from compress.report.sections_results import baselines_of, gaps, measured, refusal, rows_of, ships, speedup_cell
 
 _STEP = Column("step", "step", numeric=False)
 _TONES: dict[str | None, Tone] = {"stable": "plain", "drifting": "warn", "noisy": "warn"}
@@ -71,7 +71,7 @@ def _lengths(it: Lengths | None) -> str:
 def _clocks(report: Report, rows: list[Row], *, legend: bool) -> Table:
     both = any(row.end_to_end for row in rows)
     steady = any(row.latency and row.latency.stability for row in rows)
-    baseline = next(reversed(report.baselines), "")
+    baseline = next(reversed(baselines_of(report, rows)), "")
     clock = "model only: " if both else ""
     columns = [
         _STEP,
@@ -79,6 +79,11 @@ def _clocks(report: Report, rows: list[Row], *, legend: bool) -> Table:
         Column("p90", "p90", "model, ms" if both else "ms", f"{clock}90 % took at most this"),
         Column("mean", "mean", "model, ms" if both else "ms"),
     ]
+    device = any(row.latency and row.latency.device_ms for row in rows)
+    if device:
+        columns.append(
+            Column("device", "GPU", "kernels, ms", "median of the kernels alone, by CUDA events, in own runs")
+        )
     if both:
         columns += [
             Column("e2e50", "p50", "end to end, ms"),
@@ -90,7 +95,7 @@ def _clocks(report: Report, rows: list[Row], *, legend: bool) -> Table:
     columns.append(Column("cv", "CV", "", "standard deviation of the rounds over their mean"))
     if steady:
         columns.append(Column("stability", "rounds", numeric=False))
-    lines = tuple(_clock_row(row, len(columns), both, steady, baseline) for row in rows)
+    lines = tuple(_clock_row(row, len(columns), device, both, steady, baseline) for row in rows)
     notes = _shared((row.step, row.latency.stability_text) for row in rows if row.latency and _unsteady(row.latency))
     return Table(tuple(columns), lines, (*notes, *gaps(lines)), legend)
 
@@ -99,7 +104,7 @@ def _unsteady(latency: Latency) -> bool:
     return latency.stability in ("drifting", "noisy") and bool(latency.stability_text)
 
 
-def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) -> TableRow:
+def _clock_row(row: Row, width: int, device: bool, both: bool, steady: bool, baseline: str) -> TableRow:
     if row.status != "ok":
         return TableRow((Cell(row.step), refusal(row, width - 1)))
     it, whole = row.latency, row.end_to_end
@@ -109,6 +114,8 @@ def _clock_row(row: Row, width: int, both: bool, steady: bool, baseline: str) ->
         _ninety(it),
         Cell(numbers.milliseconds(it.mean_ms if it else None)),
     ]
+    if device:
+        cells.append(Cell(numbers.milliseconds(it.device_ms if it else None)))
     if both:
         cells += [
             Cell(numbers.milliseconds(whole.latency.p50_ms if whole else None)),

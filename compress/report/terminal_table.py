@@ -10,7 +10,7 @@ from rich.text import Text
 from compress.report import numbers
 from compress.report.columns import Grid, Head, widest_that_fits
 from compress.report.model import Report, Row, TargetRecord
-from compress.report.sections_results import STATUS, absence, mark_of, references, rows_of
+from compress.report.sections_results import STATUS, absence, baselines_of, mark_of, references, rows_of
 
 LEGEND = "±: the longer arm of the 95 % interval"
 BETTER, WORSE, EQUAL = "↑", "↓", "≈"
@@ -86,7 +86,7 @@ _MARKS = {"→": "ships", "✗": "a gate failed", "?": "a gate is unresolved at 
 
 def _grid(report: Report, target: TargetRecord, detail: _Detail) -> Grid:
     rows = rows_of(report, target.name)
-    names = list(report.baselines)
+    names = baselines_of(report, rows)
     shown = names if detail.others else names[-1:]
     second = detail.second_clock and any(row.end_to_end for row in rows)
     memory = detail.memory and any(row.peak_rss_bytes is not None for row in rows if row.status == "ok")

@@ -59,6 +59,13 @@ class Session(ABC):
 
         return run
 
+    def device_ms(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> float | None:
+        """Run one batch and return the time of its kernels by the device's own clock, copies left out, ms.
+
+        None where the runtime has no such clock.
+        """
+        return None
+
     def placement(self) -> dict[str, Any]:
         """Say which operators run in which precision on which provider; empty if unknown."""
         return {}
@@ -111,7 +118,7 @@ class Runtime(ABC):
                 fix="Follow the hint above, or choose another target (`mcompress ls targets`).",
             )
 
-    def preload(self) -> None:
+    def preload(self, target: Target) -> None:
         """Import what ``open`` needs, so that neither its time nor its memory counts as the model's."""
         importlib.import_module(self.package)
 

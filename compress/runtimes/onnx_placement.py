@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ FLOAT_WEIGHT = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "Atten
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _INTEGER_CONVOLUTIONS = frozenset({"ConvInteger", "QLinearConv"})
 _UNPACKS = frozenset({"Cast", "DequantizeLinear", "Mul", "Reshape", "Transpose"})
+CPU = "CPUExecutionProvider"
 _COMPUTES_IN_INT8 = 4
 """``accuracy_level`` of MatMulNBits at which activations are 8-bit too; below, weights are turned to float."""
 
@@ -65,6 +66,35 @@ def describe(optimized: Path, source: Path) -> dict[str, Any]:
     stored = _stored_in_int8(onnx.load(source, load_external_data=False).graph)
     record["folded"] = max(0, stored - record["integer_operators"])
     return record
+
+
+def nodes_by_provider(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count the nodes of a profile by the provider that ran them.
+
+    Args:
+        events: what ONNX Runtime writes with ``enable_profiling``; each run of a node is one of category "Node".
+
+    Returns:
+        ``nodes``: provider -> nodes; ``cpu_node_share`` and ``cpu_time_share``: shares of nodes and of kernel time
+        on the CPU provider; ``cpu_operators``: type -> count of those. Empty if nothing was run.
+    """
+    provider: dict[tuple[str, str], str] = {}
+    spent: Counter[str] = Counter()
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("cat") == "Node" and "provider" in arguments:
+            provider[str(event["name"]), str(arguments.get("op_name", ""))] = arguments["provider"]
+            spent[arguments["provider"]] += int(event["dur"])
+    nodes = Counter(provider.values())
+    if not nodes:
+        return {}
+    on_cpu = Counter(operator for (_, operator), name in provider.items() if name == CPU)
+    return {
+        "nodes": dict(sorted(nodes.items())),
+        "cpu_node_share": nodes[CPU] / nodes.total(),
+        "cpu_time_share": spent[CPU] / spent.total() if spent.total() else 0.0,
+        "cpu_operators": dict(sorted(on_cpu.items())),
+    }
 
 
 def _macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:

@@ -1,28 +1,26 @@
-"""ONNX Runtime on its CPU provider."""
+"""ONNX Runtime, on its CPU provider here; its CUDA provider is in ``ort_cuda``."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from compress.artifact import Artifact, Kind
-from compress.errors import ModelError
+from compress.errors import MissingCapabilityError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
 from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.onnx_placement import describe
+from compress.runtimes.onnxruntime_package import conflict, import_onnxruntime, why_no_onnxruntime
+from compress.runtimes.ort_cuda import NO_INT8, OrtCudaSession, feeds_for, why_no_ort_cuda
 from compress.runtimes.streams import run_concurrently
 from compress.runtimes.target import Target
 
 PROVIDERS = ["CPUExecutionProvider"]
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
-"""Wheels that all unpack into the folder ``onnxruntime``: the last one installed wins, file by file."""
 
 NO_BF16 = (
     "ONNX Runtime has no BF16 kernels for CPUs: the file is for GPUs; gate and parity on validation were judged on a "
@@ -35,8 +33,8 @@ class OnnxRuntime(Runtime):
 
     Operators run one after another on ``threads`` intra-op threads. These spin while they wait inside a
     run, as they do by default, but stop when it returns: an idle session leaves the cores to the one that
-    is being timed. All graph optimizations are on; no provider but the CPU's is offered, so nothing can
-    fall back unseen.
+    is being timed. All graph optimizations are on; no provider but that of the target's device is offered,
+    so nothing can fall back unseen.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -44,43 +42,34 @@ class OnnxRuntime(Runtime):
     package: ClassVar[str] = "onnxruntime"
 
     def available(self, target: Target) -> Availability:
-        found = installed_distributions()
-        if len(found) > 1:
-            return Availability(
-                False,
-                f"{' and '.join(found)} are both installed and overwrite each other's files: "
-                f"pip uninstall {' '.join(found)}, then install only one",
-            )
-        if find_spec("onnxruntime") is None:
-            return Availability(False, "onnxruntime is not installed: pip install 'mcompress[cpu]'")
-        if target.device != "cpu":
-            return Availability(False, f"this runtime has no device {target.device!r}; use cpu")
-        reason = why_not(target)
+        on_gpu = target.device == "cuda"
+        reason = conflict() or (why_no_ort_cuda() if on_gpu else why_no_onnxruntime() or why_not(target))
         return Availability(not reason, reason)
+
+    def preload(self, target: Target) -> None:
+        onnxruntime = import_onnxruntime()
+        if target.device == "cuda":
+            onnxruntime.preload_dlls()
 
     def takes(self, artifact: Artifact, target: Target) -> Availability:
         found = self.available(target)
         if found.ok and target.device == "cpu" and "bf16" in artifact.traits:
             return Availability(False, NO_BF16)
+        if found.ok and target.device == "cuda" and "int8" in artifact.traits:
+            return Availability(False, NO_INT8)
         return found
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
+        found = self.takes(artifact, target)
+        if not found.ok:
+            raise MissingCapabilityError(
+                f"The target {target.name!r} does not run this artifact.",
+                value=found.reason,
+                fix="Choose another target (`mcompress ls targets`).",
+            )
         require_cap(target)
-        return _OnnxSession(artifact, target)
-
-
-def installed_distributions() -> list[str]:
-    """Return the installed distributions that provide the package ``onnxruntime``."""
-    return [name for name in DISTRIBUTIONS if _is_installed(name)]
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
+        return (OrtCudaSession if target.device == "cuda" else _OnnxSession)(artifact, target)
 
 
 class _OnnxSession(Session):
@@ -92,14 +81,7 @@ class _OnnxSession(Session):
         self._outputs = {name: [o.name for o in s.get_outputs()] for name, s in self._sessions.items()}
 
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
-        try:
-            feeds = {name: batch[name] for name in self._inputs[graph]}
-        except KeyError as error:
-            raise ModelError(
-                "The ONNX graph needs an input that the examples do not have.",
-                value=error.args[0],
-                fix=f"Give the model one of these inputs only: {', '.join(sorted(batch))}.",
-            ) from error
+        feeds = feeds_for(self._inputs[graph], batch)
         arrays = self._sessions[graph].run(None, feeds)
         return {n: np.asarray(a, dtype=np.float32) for n, a in zip(self._outputs[graph], arrays, strict=True)}
 
@@ -132,8 +114,7 @@ class _OnnxSession(Session):
 
 
 def _open(path: Path, target: Target, optimized: Path | None = None, threads: int | None = None) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or thread_count(target)
     options.inter_op_num_threads = 1

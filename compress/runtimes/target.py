@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ Evidence = Literal["measured", "proxy", "emulated", "modelled", "ingested"]
 
 
 Isa = Literal["avx2", "avx512"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Group = tuple[str, int | None, Isa | None]
 
 
@@ -44,6 +45,23 @@ class Grids(BaseModel):
     int8: Grid = Grid()
 
 
+_MODES: Mapping[str, frozenset[str]] = {
+    "torch": frozenset({"precision", "compile", "cuda_graph"}),
+    "onnxruntime": frozenset({"precision", "cuda_graph"}),
+    "tensorrt": frozenset({"cuda_graph"}),
+    "onnxruntime-arm64": frozenset(),
+    "openvino": frozenset(),
+}
+"""Built-in runtime -> the fields that say how it computes. A plugin's runtime looks at them itself."""
+
+
+_WHY_NOT: Mapping[str, str] = {
+    "precision": "its files have their precision inside",
+    "compile": "torch.compile takes PyTorch models",
+    "cuda_graph": "it runs on a CPU",
+}
+
+
 class Target(BaseModel):
     """One place to run: a runtime on a device under limits."""
 
@@ -58,6 +76,13 @@ class Target(BaseModel):
     isa: Isa | None = Field(
         None, description="highest x86 level that kernels may use; avx512 is without VNNI; null = all that the CPU has"
     )
+    precision: Precision | None = Field(
+        None,
+        description="what float32 models are computed in; null = fp32, or what an engine was built for. fp32 is "
+        "without TF32",
+    )
+    compile: bool = Field(False, description="with runtime torch: run the model through torch.compile")
+    cuda_graph: bool = Field(False, description="record the kernels of each input shape once, then replay them")
     emulate: str | None = Field(None, description="CPU model that qemu emulates; such a target has no times")
     grid: Grids = Field(Grids(), description="what widths of pruned models are multiples of, for each precision")
     evidence: Evidence = Field("measured", description="the grade that every row of this target carries")
@@ -72,6 +97,20 @@ class Target(BaseModel):
     def _emulated_is_said(self) -> Target:
         if self.emulate is not None and self.evidence != "emulated":
             raise ValueError("a target with `emulate` has `evidence: emulated`")
+        return self
+
+    @model_validator(mode="after")
+    def _mode_is_of_the_runtime(self) -> Target:
+        known = _MODES.get(self.runtime, frozenset({"precision", "compile", "cuda_graph"}))
+        for name in ("precision", "compile", "cuda_graph"):
+            if getattr(self, name) and name not in known:
+                raise ValueError(f"`{name}` is not for the runtime {self.runtime}: {_WHY_NOT[name]}")
+        if self.runtime == "onnxruntime" and self.precision in ("fp16", "bf16"):
+            raise ValueError("an ONNX file has its precision inside: leave `precision` out, and use the `cast` pass")
+        if self.device == "cpu" and self.cuda_graph:
+            raise ValueError("`cuda_graph` is of a GPU: set `device: cuda`")
+        if self.device == "cpu" and self.precision == "tf32":
+            raise ValueError("`precision: tf32` is of a GPU: set `device: cuda`")
         return self
 
     @property
@@ -127,6 +166,15 @@ def parse_target(text: str, origin: str) -> Target:
     except (ValidationError, yaml.YAMLError) as error:
         raise RecipeError(
             "This is not a target.",
-            value=f"{origin}: {str(error).splitlines()[0]}",
-            fix="A target has: name, runtime, device, threads, memory_bytes, isa, grid, evidence.",
+            value=f"{origin}: {_reason(error)}",
+            fix=f"A target has: {', '.join(Target.model_fields)}.",
         ) from error
+
+
+def _reason(error: ValidationError | yaml.YAMLError) -> str:
+    """Return the first thing that is wrong, in one line."""
+    if isinstance(error, yaml.YAMLError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")

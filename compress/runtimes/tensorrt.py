@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from compress.artifact import Artifact, Kind
-from compress.errors import ModelError, RunError
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cuda import why_no_cuda
 from compress.runtimes.target import Target
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "tensorrt_rtx_bindings": "tensorrt-rtx"}
-"""Import names that offer the API, most capable first -> the library they belong to."""
+from compress.runtimes.trt_loading import MODULES, installed, load_engine
+from compress.runtimes.trt_session import TensorrtSession
+from compress.runtimes.trt_shapes import ByShape, fixed_shapes
 
 
 class TensorrtRuntime(Runtime):
     """Runs a raw plan file on the GPU that it was built for.
 
-    A plan belongs to the package that built it: the first installed of ``MODULES`` that can read it is used.
+    A plan belongs to the package that built it. One that was built by another library or version, or on another GPU,
+    is refused before it is loaded. Of an artifact with engines for single shapes (``model@8x128``) the one whose
+    shape equals the batch runs; for any other batch, the dynamic engine.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -31,7 +29,7 @@ class TensorrtRuntime(Runtime):
 
     def available(self, target: Target) -> Availability:
         missing = []
-        if not _installed():
+        if not any(find_spec(name) for name in MODULES):
             missing.append("tensorrt is not installed (pip install 'mcompress[tensorrt]')")
         elif find_spec("torch") is None:
             missing.append("torch, which holds the buffers, is not installed")
@@ -45,131 +43,15 @@ class TensorrtRuntime(Runtime):
                 missing.append(f"torch {torch.__version__}, which holds the buffers, cannot use the GPU")
         return Availability(not missing, "; ".join(missing))
 
-    def preload(self) -> None:
-        for module in ("torch", *_installed()):
+    def preload(self, target: Target) -> None:
+        for module in ("torch", *installed()):
             import_module(module)
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         self.require(target)
-        return _TensorrtSession(artifact)
 
+        def session(graph: str) -> Session:
+            return TensorrtSession(*load_engine(artifact, graph), cuda_graph=target.cuda_graph)
 
-def _installed() -> list[str]:
-    return [name for name in MODULES if find_spec(name) is not None]
-
-
-class _TensorrtSession(Session):
-    """One engine, one execution context, one stream of its own (the default stream adds synchronisation)."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        import torch
-
-        trt, self._runtime, self._engine = _deserialize(artifact.file().read_bytes())
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise RunError(
-                "TensorRT could not create an execution context.",
-                value="most likely too little free GPU memory",
-                fix="Free the GPU, or build the engine with a smaller maximum shape.",
-            )
-        self._stream = torch.cuda.Stream()
-        self._dtypes = _torch_dtypes(trt)
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        is_input = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
-        self._inputs = [n for n in names if is_input[n]]
-        self._outputs = [n for n in names if not is_input[n]]
-
-    def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
-        import torch
-
-        context, stream = self._context, self._stream
-        with torch.cuda.stream(stream):
-            # The tensors stay referenced until the stream has finished with their memory.
-            feeds = {name: self._to_device(name, batch[name]) for name in self._inputs}
-            for name, tensor in feeds.items():
-                if not context.set_input_shape(name, tuple(tensor.shape)):
-                    raise ModelError(
-                        "The input shape lies outside the engine's optimization profile.",
-                        value=f"{name} {tuple(tensor.shape)}",
-                        fix="Build the engine again with a profile that covers this batch and length.",
-                    )
-                context.set_tensor_address(name, tensor.data_ptr())
-            unknown = context.infer_shapes()
-            if unknown:
-                raise ModelError(
-                    "TensorRT could not infer every shape.",
-                    value=", ".join(unknown),
-                    fix="Give every input that the engine lists.",
-                )
-            results = {name: self._empty(name) for name in self._outputs}
-            for name, tensor in results.items():
-                context.set_tensor_address(name, tensor.data_ptr())
-            if not context.execute_async_v3(stream.cuda_stream):
-                raise RunError(
-                    "TensorRT refused to run the engine.",
-                    value={n: tuple(t.shape) for n, t in feeds.items()},
-                    fix="Build the engine again on this machine, with this TensorRT.",
-                )
-            host = {name: tensor.float().cpu() for name, tensor in results.items()}
-        stream.synchronize()
-        return {name: tensor.numpy() for name, tensor in host.items()}
-
-    def placement(self) -> dict[str, Any]:
-        return {"device": "cuda", "layers": self._engine.num_layers}
-
-    def close(self) -> None:
-        if hasattr(self, "_context"):
-            del self._context, self._engine, self._runtime
-
-    def _to_device(self, name: str, array: np.ndarray) -> Any:
-        import torch
-
-        dtype = self._dtypes[self._engine.get_tensor_dtype(name)]
-        return torch.from_numpy(array).to("cuda", dtype).contiguous()
-
-    def _empty(self, name: str) -> Any:
-        import torch
-
-        dtype = self._dtypes[self._engine.get_tensor_dtype(name)]
-        return torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device="cuda")
-
-
-def _deserialize(plan: bytes) -> tuple[Any, Any, Any]:
-    """Return (module, runtime, engine); TensorRT reports failure by returning None and logging why."""
-    messages: list[str] = []
-    for name in _installed():
-        trt = import_module(name)
-        runtime = trt.Runtime(_logger(trt, messages))
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is not None:
-            return trt, runtime, engine
-    raise ModelError(
-        "No installed TensorRT can read this engine.",
-        value="; ".join(messages[-3:]),
-        fix="Build it again here: a plan fits one TensorRT version and one GPU architecture. model.onnx is beside it.",
-    )
-
-
-def _logger(trt: Any, messages: list[str]) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                messages.append(message)
-
-    return Logger()
-
-
-def _torch_dtypes(trt: Any) -> dict[Any, Any]:
-    import torch
-
-    return {
-        trt.DataType.FLOAT: torch.float32,
-        trt.DataType.HALF: torch.float16,
-        trt.DataType.BF16: torch.bfloat16,
-        trt.DataType.INT32: torch.int32,
-        trt.DataType.INT64: torch.int64,
-        trt.DataType.BOOL: torch.bool,
-    }
+        fixed = fixed_shapes(artifact.manifest.graphs)
+        return ByShape(session, fixed) if fixed else session("model")

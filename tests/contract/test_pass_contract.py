@@ -63,6 +63,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example({"scheme": "int4-weights"}, "onnx"),
         Example({"scheme": "int8-weights", "block_size": 32}, "onnx"),
     ),
+    "sparsify": (Example(), Example({"by": "inputs", "exclude": ["*.layer.0.*"]})),
     "trim": (Example({"margin": 3}), Example({"vocabulary": "all"})),
 }
 RUNS = [(name, i) for name in passes for i in range(len(EXAMPLES.get(name, ())))]

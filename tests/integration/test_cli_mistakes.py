@@ -181,7 +181,7 @@ def test_a_missing_package_stops_the_run_before_any_work(warm, call, monkeypatch
 
 def test_two_onnxruntimes_that_overwrite_each_other_stop_the_run_before_any_work(warm, call, monkeypatch) -> None:
     both = {"onnxruntime", "onnxruntime-gpu"}
-    monkeypatch.setattr("compress.runtimes.onnxruntime._is_installed", both.__contains__)
+    monkeypatch.setattr("compress.runtimes.onnxruntime_package.is_installed", both.__contains__)
     for steps in ([EXPORT], [EXPORT, {"quantize": {}}], [EXPORT, {"cast": {}}]):
         refuse(warm, call, warm.recipe("twice", steps), 3, "onnxruntime and onnxruntime-gpu are both installed")
 
@@ -196,7 +196,7 @@ def test_a_missing_package_of_an_optional_step_is_only_noted(warm, call, monkeyp
 
 
 def test_training_on_a_gpu_that_is_not_there(warm, call, monkeypatch) -> None:
-    monkeypatch.setattr("compress.pipeline.planning.why_no_cuda", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("compress.pipeline.planning.why_no_cuda", lambda: "no GPU (no NVIDIA driver is installed)")
     recipe = warm.recipe("gpu", [{"finetune": {"epochs": 1}}], run={"device": "cuda"})
     refuse(warm, call, recipe, 3, "no NVIDIA driver")
 

@@ -25,6 +25,7 @@ LAYERS = (
     {"runtimes"},
     {"bench"},
     {"distillation", "pruning", "quantization", "export"},
+    {"checks"},
     {"search"},
     {"passes"},
     {"recipe"},

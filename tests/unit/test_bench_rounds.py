@@ -136,6 +136,26 @@ def test_rounds_interleave_and_rotate(fake: type[FakeChild], run: Callable[..., 
     assert rows[2].warnings == ["busy", "launch 1: latency had not settled when warm-up ended"]
 
 
+def test_artifacts_take_turns_within_a_round(fake: type[FakeChild], run: Callable[..., list[Measurement]]) -> None:
+    """24 inputs are turns of 10, 10 and 4; who goes first rotates through the turns and then through the rounds."""
+    rows = run(inputs=24, rounds=2, **PLAIN)
+    assert rounds(fake.log) == "abcbcacab" + "bcacababc"
+    assert [np.array(row.samples_ms).shape for row in rows] == [(1, 2, 24)] * 3
+
+
+def test_a_round_that_a_child_does_not_survive_is_dropped(
+    fake: type[FakeChild], run: Callable[..., list[Measurement]]
+) -> None:
+    def until_gone() -> Iterator[float]:
+        yield from [1.0] * 4
+        raise ChildError("failed", "round: gone")  # in the second turn of the second round
+
+    fake.series["b"] = until_gone()
+    rows = run(inputs=24, rounds=2, **PLAIN)
+    assert [len(row.samples_ms[0]) for row in rows] == [2, 1, 2]
+    assert [row.status for row in rows] == ["ok", "failed", "ok"]
+
+
 def test_the_next_launch_begins_with_the_next_artifact(
     fake: type[FakeChild], run: Callable[..., list[Measurement]]
 ) -> None:

@@ -58,7 +58,7 @@ def test_the_target_is_a_column_where_there_are_several() -> None:
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_row_that_failed_says_why_within_the_width(width: int) -> None:
-    reason = "no NVIDIA driver is installed; this target needs an NVIDIA GPU and its driver"
+    reason = "no GPU (no NVIDIA driver is installed); onnxruntime-gpu is not installed: pip install mcompress"
     row = BenchRow(artifact="engine", target="tensorrt", status="skipped", reason=reason, size_mb=1.0)
     lines = shown(FIRST, SECOND, row, width=width)[:-1]
     assert all(cell_len(line) <= width for line in lines)

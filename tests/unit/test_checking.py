@@ -86,3 +86,16 @@ def test_outputs_that_are_not_finite_never_pass():
     a = np.ones((4, 3), dtype=np.float32)
     broken = np.full_like(a, np.nan)
     assert not any(check_parity(TASK, a, broken, level).ok for level in ("exact", "close", "task"))
+
+
+def test_an_answer_near_the_border_weighs_by_its_size_in_the_cosine() -> None:
+    """One of 500 pairs of logits changes sides at a margin of 0.01, where the others have 4."""
+    reference = np.tile([[-2.0, 2.0]], (500, 1)).astype(np.float32)
+    reference[0] = [-0.005, 0.005]
+    outputs = reference.copy()
+    outputs[0] *= -1
+    parity = check_parity(TextClassification(("a", "b")), reference, outputs, "close")
+    assert parity.cosine == pytest.approx(1 - 2 * 0.01 / (499 * 4 + 0.01))
+    assert parity.ok
+    outputs[1] *= -1
+    assert not check_parity(TextClassification(("a", "b")), reference, outputs, "close").ok

@@ -120,7 +120,7 @@ def test_markdown_lines(example: Report) -> None:
         "| 4.17 | 3.70x [3.58, 3.82] | 2.59x [2.51, 2.66] | measured |"
     ) in lines
     assert (
-        "| student-int8 (gate unresolved) | out of memory: needed 131 MB, the limit is 64 MB |  |  |  |  |  |  |"
+        "| student-int8 (gate unresolved) | out of memory: needed 131 MB, the limit is 64 MB |  |  |  |  |  |"
     ) in lines
     assert (
         "| tensorrt | not measured: No CUDA device was found; the engine was built, but cannot run here. |"

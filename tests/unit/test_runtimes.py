@@ -16,7 +16,7 @@ import pytest
 from compress.artifact import Artifact
 from compress.data.encoded import Encoded
 from compress.errors import MissingCapabilityError, ModelError, RecipeError
-from compress.runtimes import cuda, onnxruntime, tensorrt
+from compress.runtimes import cuda, onnxruntime, onnxruntime_package, tensorrt
 from compress.runtimes.base import runtimes
 from compress.runtimes.cores import pinned_cores, thread_count, usable_cores
 from compress.runtimes.target import Target, builtin_targets, find_target, find_targets
@@ -35,9 +35,19 @@ EXPECTED = {
     "ort-cpu": ("onnxruntime", "cpu", None, None, None, "measured"),
     "ort-cpu-1t": ("onnxruntime", "cpu", 1, None, None, "measured"),
     "ort-cpu-1t-avx2": ("onnxruntime", "cpu", 1, None, "avx2", "proxy"),
+    "ort-cuda": ("onnxruntime", "cuda", None, None, None, "measured"),
+    "ort-cuda-graph": ("onnxruntime", "cuda", None, None, None, "measured"),
+    "ort-cuda-tf32": ("onnxruntime", "cuda", None, None, None, "measured"),
     "tensorrt": ("tensorrt", "cuda", None, None, None, "measured"),
+    "tensorrt-graph": ("tensorrt", "cuda", None, None, None, "measured"),
     "torch-cpu-1t": ("torch", "cpu", 1, None, None, "measured"),
     "torch-cuda": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-bf16": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-fp16": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-fp16-compiled": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-fp16-compiled-graph": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-fp16-graph": ("torch", "cuda", None, None, None, "measured"),
+    "torch-cuda-tf32": ("torch", "cuda", None, None, None, "measured"),
 }
 
 
@@ -106,9 +116,7 @@ def test_threads_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_onnxruntime_wheels_are_refused(
     monkeypatch: pytest.MonkeyPatch, tiny_onnx: Callable[..., Artifact]
 ) -> None:
-    monkeypatch.setattr(
-        onnxruntime, "_is_installed", lambda distribution: distribution in {"onnxruntime", "onnxruntime-gpu"}
-    )
+    monkeypatch.setattr(onnxruntime_package, "is_installed", {"onnxruntime", "onnxruntime-gpu"}.__contains__)
     found = onnxruntime.OnnxRuntime().available(find_target("ort-cpu-1t"))
     assert not found.ok
     assert "pip uninstall onnxruntime onnxruntime-gpu" in found.reason
@@ -117,24 +125,23 @@ def test_two_onnxruntime_wheels_are_refused(
     assert "overwrite each other" in caught.value.value
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_absent_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "module"), [("onnxruntime", "onnxruntime_package"), ("openvino", "openvino")])
+def test_absent_package_is_named_with_its_extra(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = runtimes.get(name)
-    monkeypatch.setattr(sys.modules[runtime.__module__], "find_spec", lambda package: None)
+    monkeypatch.setattr(f"compress.runtimes.{module}.find_spec", lambda package: None)
     found = runtime().available(Target(name="x", runtime=name))
     assert not found.ok
     assert "pip install 'mcompress[" in found.reason
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_cpu_runtimes_do_not_fall_back_from_cuda(name: str) -> None:
-    found = runtimes.get(name)().available(Target(name="x", runtime=name, device="cuda"))
+def test_a_cpu_runtime_does_not_fall_back_from_cuda() -> None:
+    found = runtimes.get("openvino")().available(Target(name="x", runtime="openvino", device="cuda"))
     assert (found.ok, "no device 'cuda'" in found.reason) == (False, True)
 
 
 def test_tensorrt_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "find_spec", lambda package: None)
-    monkeypatch.setattr(tensorrt, "why_no_cuda", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr(tensorrt, "why_no_cuda", lambda: "no GPU (no NVIDIA driver is installed)")
     found = tensorrt.TensorrtRuntime().available(find_target("tensorrt"))
     assert not found.ok
     assert "mcompress[tensorrt]" in found.reason
@@ -150,6 +157,17 @@ class Driver:
     def cuInit(self, flags: int) -> int:
         return self.init
 
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13010
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, length: int, device: Any) -> int:
+        text.value = b"0000:1B:00.0"
+        return 0
+
     def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = self.devices
         return 0
@@ -157,7 +175,11 @@ class Driver:
 
 @pytest.mark.parametrize(
     ("driver", "expected"),
-    [(Driver(0, 1), ""), (Driver(0, 0), "sees no CUDA device"), (Driver(100, 1), "cuInit returned 100")],
+    [
+        (Driver(0, 1), ""),
+        (Driver(0, 0), "no GPU (the NVIDIA driver sees no CUDA device)"),
+        (Driver(100, 1), "no GPU (the NVIDIA driver cannot start: cuInit returned 100)"),
+    ],
 )
 def test_cuda_probe_asks_the_driver(driver: Driver, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: driver)
@@ -166,12 +188,20 @@ def test_cuda_probe_asks_the_driver(driver: Driver, expected: str, monkeypatch: 
     assert bool(reason) == bool(expected)
 
 
+def test_cuda_probe_names_version_and_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Driver(0, 1))
+    assert (cuda.driver_cuda_version(), cuda.first_bus_id()) == ("13.1", "0000:1B:00.0")
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Driver(0, 0))
+    assert cuda.first_bus_id() is None
+
+
 def test_cuda_probe_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(cuda.ctypes, "CDLL", absent)
-    assert "no NVIDIA driver" in cuda.why_no_cuda()
+    assert cuda.why_no_cuda() == "no GPU (no NVIDIA driver is installed)"
+    assert (cuda.driver_cuda_version(), cuda.first_bus_id()) == (None, None)
 
 
 def expected_logits(artifact: Artifact, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -252,13 +282,6 @@ def test_torch_session_sets_threads_and_puts_them_back(
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits[:, 0], batch["input_ids"].sum(1) * (before + 1))
     assert torch.get_num_threads() == before
-
-
-def test_tensorrt_says_why_it_cannot_read_a_plan() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings")
-    with pytest.raises(ModelError, match="can read this engine") as caught:
-        tensorrt._deserialize(b"not a plan" * 10)
-    assert "Serialization" in caught.value.value
 
 
 def test_openvino_names_the_operators_that_it_does_not_know(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from compress.pipeline.checking import GateResult
 from compress.pipeline.measuring import ONNX
 from compress.pipeline.verdict import choose
-from compress.report.model import Difference, Latency, Row, Speedup
+from compress.report.model import Baseline, Difference, Latency, Row, Speedup
 
 
 def gate(verdict: str) -> GateResult:
@@ -105,3 +105,71 @@ def test_one_launch_says_what_its_interval_lacks(judge):
 def test_what_is_not_faster_is_listed_with_its_interval(judge):
     reasons = judge([row("a", 1.01, 0.97)], {"a": "pass"}).reasons
     assert reasons == (f"a: 1.01 times as fast as {ONNX} [0.97, 1.05].",)
+
+
+FP16 = "TensorRT FP16"
+
+
+def on_gpu(step: str, over_fp16: float, arm: float = 0.01, over_fp32: float = 3.0) -> Row:
+    """A row of a GPU: FP32 first, then the strongest baseline, an FP16 engine."""
+    against = Baseline(step="fp16-engine", target="t")
+    speedups = {
+        "torch FP32": Speedup(ratio=over_fp32, low=over_fp32 - 0.1, high=over_fp32 + 0.1, text="faster"),
+        FP16: Speedup(ratio=over_fp16, low=over_fp16 - arm, high=over_fp16 + arm, against=against),
+    }
+    return row(step, 1.0, 1.0).model_copy(update={"speedups": speedups})
+
+
+def the_baseline() -> Row:
+    made = on_gpu("fp16-engine", 1.0)
+    itself = Speedup(ratio=1.0, against=Baseline(step="fp16-engine", target="t"))
+    return made.model_copy(update={"speedups": {**made.speedups, FP16: itself}})
+
+
+def test_int8_slower_than_fp16_keeps_fp16(judge):
+    verdict = judge([on_gpu("int8-engine", 0.96)], {"int8-engine": "pass"})
+    assert verdict.headline == "Keep FP16: int8-engine is 4 % slower than TensorRT FP16 on t."
+    assert verdict.step is None, "what is kept is no deliverable of the recipe"
+    assert verdict.reasons == (f"int8-engine: 0.96 times as fast as {FP16} [0.95, 0.97].",)
+
+
+def test_the_fp16_engine_of_the_recipe_itself_is_what_is_kept(judge):
+    verdict = judge([the_baseline(), on_gpu("int8-engine", 0.96)], {"fp16-engine": "pass", "int8-engine": "pass"})
+    assert verdict.headline == "Keep FP16: int8-engine is 4 % slower than TensorRT FP16 on t."
+    assert verdict.step == "fp16-engine"
+
+
+def test_no_difference_to_fp16_keeps_it_and_names_the_nearest(judge):
+    rows = [on_gpu("int8-engine", 0.99, 0.02), on_gpu("pruned", 0.7)]
+    verdict = judge(rows, {"int8-engine": "pass", "pruned": "pass"})
+    assert verdict.headline == (
+        "Keep FP16: int8-engine, the fastest of 2 deliverables, is no faster than TensorRT FP16 on t."
+    )
+    assert len(verdict.reasons) == 2
+
+
+def test_what_beats_fp16_ships_by_its_speed_over_fp16(judge):
+    rows = [the_baseline(), on_gpu("int8-engine", 1.3), on_gpu("other", 0.9)]
+    verdict = judge(rows, dict.fromkeys(("fp16-engine", "int8-engine", "other"), "pass"))
+    assert verdict.step == "int8-engine"
+    assert verdict.headline.startswith(f"Ship int8-engine: 1.30 times as fast as {FP16} on t")
+
+
+def test_the_fp16_engine_alone_ships_by_its_speed_over_fp32(judge):
+    verdict = judge([the_baseline()], {"fp16-engine": "pass"})
+    assert verdict.step == "fp16-engine"
+    assert verdict.headline.startswith("Ship fp16-engine: 3.00 times as fast as torch FP32 on t")
+
+
+def test_a_plain_export_that_is_a_deliverable_is_no_gain_over_itself(judge):
+    export, int8 = row("export", 1.0, 1.0), row("int8", 0.9, 0.8)
+    itself = Speedup(ratio=1.0, against=Baseline(step="export", target="t"))
+    export = export.model_copy(update={"speedups": {"torch FP32": Speedup(ratio=2.0), ONNX: itself}})
+    verdict = judge([export, int8], {"export": "pass", "int8": "pass"})
+    assert verdict.headline.startswith("Keep the uncompressed model: no deliverable is faster than ONNX Runtime FP32")
+    assert verdict.step is None
+
+
+def test_a_small_loss_is_not_rounded_to_nothing(judge):
+    verdict = judge([on_gpu("int8-engine", 0.996, 0.002)], {"int8-engine": "pass"})
+    assert "is 0.4 % slower than" in verdict.headline
