@@ -245,15 +245,15 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Engines",
         "",
-        f"{record['library']} on a CPU, {record['created']}: {built} of {len(rows)} engines built, {held} hold. None has "
-        "been run: that takes a GPU. Everything is in [engines.json](engines.json).",
+        f"{record['library']} on a CPU, {record['created']}: {built} of {len(rows)} engines built, {held} hold. None "
+        "has been run: that takes a GPU. Everything is in [engines.json](engines.json).",
         "",
-        "Models of the size of MiniLM-L6: random ones dense, *pruned* to unequal heads and neurons, and with sub-layers "
-        "that are *gone*; then two fine-tuned ones. `mcompress check` finds no error in any file that was built. "
+        "Models of the size of MiniLM-L6: random ones dense, *pruned* to unequal heads and neurons, and with "
+        "sub-layers that are *gone*; then two fine-tuned ones. `mcompress check` finds no error in any file that was built. "
         f"Signal over noise is of the ONNX file's centred logits against FP32's, bounds in dB: {bounds}. A fine-tuned "
         f"model may lose {MOST_POINTS:g} point of the test split.",
         "",
-        "| model | precision | ONNX, MB | engine, MB | built in, s | layers in it | fused attention | against FP32 | holds |",
+        "| model | precision | ONNX, MB | engine, MB | build, s | layers | fused attention | against FP32 | holds |",
         "|---|---|---|---|---|---|---|---|---|",
         *(line(row) for row in rows),
     ]
@@ -270,8 +270,8 @@ def line(row: dict[str, Any]) -> str:
     if "right" in row:
         against = f"{row['right']:,} of {row['of']:,} right ({row['points']:+.2f} points)"
     return (
-        f"| {row['model']} | {row['precision']} | {row['onnx_mb']:.1f} | {row['engine_mb']:.1f} | {row['build_s']:.1f} | "
-        f"{types} | {fused} | {against} | {'yes' if row['holds'] else 'no'} |"
+        f"| {row['model']} | {row['precision']} | {row['onnx_mb']:.1f} | {row['engine_mb']:.1f} | "
+        f"{row['build_s']:.1f} | {types} | {fused} | {against} | {'yes' if row['holds'] else 'no'} |"
     )
 
 
