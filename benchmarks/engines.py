@@ -249,7 +249,7 @@ def markdown(record: dict[str, Any]) -> str:
         "has been run: that takes a GPU. Everything is in [engines.json](engines.json).",
         "",
         "Models of the size of MiniLM-L6: random ones dense, *pruned* to unequal heads and neurons, and with "
-        "sub-layers that are *gone*; then two fine-tuned ones. `mcompress check` finds no error in any file that holds. "
+        "sub-layers that are *gone*; then two fine-tuned ones. `mcompress check` finds no error where it holds. "
         f"Signal over noise is of the ONNX file's centred logits against FP32's, bounds in dB: {bounds}. A fine-tuned "
         f"model may lose {MOST_POINTS:g} point of the test split.",
         "",
