@@ -209,8 +209,8 @@ def measure(case: Case, precision: str, reference: np.ndarray, work: Path) -> di
         return row | {"built": False, "refusals": refusals, "reason": str(error), "holds": False}
     seconds, summary = time.monotonic() - begun, inspect_engine(engine, file, built.listing)
     layers = summary.model_dump() if isinstance(summary, EngineSummary) else {"not_inspected": summary}
-    half = precision not in ("fp32-strict", "tf32")
-    outputs = Variants(model, as_written=True).run(emulate_half(model) if half else model, case.test)
+    answering = model if precision in ("fp32-strict", "tf32") else emulate_half(model)
+    outputs = Variants(answering, as_written=True).run(answering, case.test)
     db = sqnr_db(*(it - it.mean(axis=1, keepdims=True) for it in (reference, outputs)))
     holds = not refusals and built.record.precision == precision
     if case.targets is None:
