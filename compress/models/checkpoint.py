@@ -29,6 +29,8 @@ _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+_WIDTHS = ("embedding_size", "hidden_size", "intermediate_size")
+"""Keys of an image model's config.json: some product of two of them is a weight."""
 _SLACK = 1_000_000
 """Weights that may be missing from a checkpoint (a pooler, a head), beside as many as it has."""
 _DENSEST = 100
@@ -226,14 +228,14 @@ def _refuse_sizes(folder: Path, config: Mapping[str, Any], stored: Stored) -> No
         if value is not None and (type(value) is not int or not 0 <= value <= factor * most):
             raise _too_large(f"{key} {value!r}; {said}")
     if is_convolutional(config):
-        wide = [config.get("embedding_size"), *_listed(config.get("hidden_sizes"))]
+        wide = [*map(config.get, _WIDTHS), *_listed(config.get("hidden_sizes"))]
         deep = sum(size for size in _listed(config.get("depths")) if type(size) is int)
         if any(
             type(size) is not int or not 0 < size**2 <= 8 * factor * (stored.elements + 1)
             for size in wide
             if size is not None
         ):
-            raise _too_large(f"hidden_sizes {config.get('hidden_sizes')!r}; {said}")
+            raise _too_large(f"widths {wide}; {said}")
         if deep > factor * stored.tensors:
             raise _too_large(f"depths {config.get('depths')!r}; {said}")
         return

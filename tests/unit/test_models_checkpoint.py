@@ -192,6 +192,7 @@ def test_configs_that_are_refused_before_a_weight_is_read(folder: Path, values: 
         ({"hidden_sizes": [16, 10**6]}, "do not fit config.json"),
         ({"depths": [1, 10**9]}, "do not fit config.json"),
         ({"embedding_size": 10**9}, "do not fit config.json"),
+        ({"hidden_size": 10**9}, "do not fit config.json"),
     ],
 )
 def test_convolutional_configs_of_an_absurd_size(
