@@ -61,7 +61,7 @@ def take_in_onnx(
     model = read_onnx(path)
     try:
         return _normalise(model, path, out, task_name, labels, max_length, problem)
-    except CompressError:
+    except (CompressError, MemoryError, OSError):  # OSError: the disk that is written to
         raise
     except Exception as error:  # protobuf, the checker and shape inference raise types of their own
         raise _invalid(path, error) from error
@@ -135,7 +135,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
         check_weights(model)
-    except ModelError:
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # protobuf, the checker and the file system raise types of their own
         raise _invalid(path, error) from error

@@ -131,6 +131,8 @@ def limit_threads(count: int) -> Iterator[None]:
 def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
     try:
         loaded: Any = task.load_model(folder, output_loading_info=True)
+    except MemoryError:
+        raise
     except Exception as error:  # Transformers and its configs raise types of their own
         raise ModelError(
             "The weights do not fit config.json.",
@@ -159,6 +161,8 @@ def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
     try:
         with no_init_weights():
             model = class_(config)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the class makes of sizes that do not go together
         raise _not_a_config(folder, error) from error
     apply_structure(model, structure)

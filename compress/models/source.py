@@ -233,6 +233,8 @@ def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str]
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loaded: Any = task.load_model(folder, output_loading_info=True)
+    except MemoryError:
+        raise
     except Exception as error:  # Transformers, its configs and safetensors raise types of their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(

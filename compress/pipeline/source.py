@@ -84,7 +84,7 @@ def _first_run() -> Iterator[None]:
     """Turn what a runtime or a tokenizer raises when a new model answers for the first time into a refusal."""
     try:
         yield
-    except CompressError:
+    except (CompressError, MemoryError):
         raise
     except Exception as error:  # torch, ONNX Runtime and tokenizers raise types of their own
         lines = without_folders(str(error)).strip().splitlines()

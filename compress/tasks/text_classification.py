@@ -222,6 +222,8 @@ def tokenizing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
