@@ -10,16 +10,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.errors import IntegrityError, ModelError
+from compress.reading import Unreadable, local_path, read_json
 
 Kind = Literal["torch", "onnx", "openvino", "tensorrt", "executorch"]
 MANIFEST = "artifact.json"
 SCHEMA = 1
+LARGEST_MANIFEST = 256 * 2**20
+"""Bytes; golden images take a few million."""
 
 
 class _Frozen(BaseModel):
@@ -57,6 +60,18 @@ class Golden(_Frozen):
     inputs: dict[str, list[Any]]
     outputs: dict[str, list[Any]]
 
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _arrays(cls, values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        import numpy as np
+
+        for name, rows in values.items():
+            try:
+                np.asarray(rows, dtype=np.float64)  # null is what JSON has for NaN
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} is no array of numbers") from error
+        return values
+
 
 class PassRecord(_Frozen):
     name: str
@@ -83,6 +98,23 @@ class Manifest(_Frozen):
     data: dict[str, str] = Field(default_factory=dict, description="split -> digest")
     notes: dict[str, Any] = Field(default_factory=dict, description="what the pass wants on record")
     golden: Golden | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            outside = path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name
+            if outside or "\\" in name or path.as_posix() != name or name in (".", MANIFEST):
+                raise ValueError(f"{name!r} is no name of a file inside the artifact")
+        return files
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        for graph in self.graphs.values():
+            if graph.file not in self.files:
+                raise ValueError(f"the graph's file {graph.file!r} is not among the files")
+        return self
 
 
 @dataclass(frozen=True)
@@ -122,14 +154,22 @@ class Artifact:
         return self.path / self.manifest.graphs[graph].file
 
     def verify(self) -> None:
-        """Check every payload file against its recorded sha256.
+        """Check every payload file against its recorded sha256, and the digest of the whole against theirs.
 
         Raises:
-            IntegrityError: a file is missing or differs.
+            IntegrityError: a file is missing, differs or is a link that leads outside; or the digest is another's.
         """
+        if self.digest != _digest(self.manifest.files):
+            raise IntegrityError(
+                "The digest of an artifact is not that of its files.",
+                value=f"{self.path / MANIFEST}: {self.digest[:12]}",
+                fix="Produce the artifact again; do not edit files inside it.",
+            )
+        home = self.path.resolve()
         for name, record in self.manifest.files.items():
             path = self.path / name
-            if not path.is_file() or _sha256(path) != record.sha256:
+            inside = path.is_file() and path.resolve().is_relative_to(home)
+            if not inside or _sha256(path) != record.sha256:
                 raise IntegrityError(
                     f"The file {name!r} of an artifact is missing or was changed.",
                     value=path,
@@ -161,26 +201,42 @@ def open_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
         ModelError: the folder is not an artifact, or another version's.
         IntegrityError: a payload file differs from its record (with ``verify``).
     """
-    path = Path(path)
+    try:
+        path = local_path(str(path))
+    except Unreadable as error:
+        raise ModelError(
+            "The artifact cannot be read.", value=f"{path}: {error}", fix="Give the folder of an artifact."
+        ) from error
     source = path / MANIFEST
-    if not source.is_file():
+    if not source.exists():
         raise ModelError(
             "This folder is not an mcompress artifact: it has no artifact.json.",
             value=path,
             fix="Give a folder that `mcompress run` or `mcompress export` wrote.",
         )
-    try:
-        manifest = Manifest.model_validate(json.loads(source.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
-        raise ModelError(
-            "artifact.json cannot be read.",
-            value=f"{source}: {str(error).splitlines()[0]}",
-            fix=f"This version reads schema {SCHEMA}; produce the artifact again.",
-        ) from error
-    artifact = Artifact(path, manifest)
+    artifact = Artifact(path, _read_manifest(source))
     if verify:
         artifact.verify()
     return artifact
+
+
+def _read_manifest(source: Path) -> Manifest:
+    try:
+        record = read_json(source, LARGEST_MANIFEST)
+        version = record.get("schema_version", SCHEMA) if isinstance(record, dict) else SCHEMA
+        if version != SCHEMA:
+            raise ModelError(
+                f"artifact.json has the schema version {version!r:.20}; this mcompress reads version {SCHEMA}.",
+                value=source,
+                fix="Open it with the mcompress that wrote it, or produce the artifact again.",
+            )
+        return Manifest.model_validate(record)
+    except (ValidationError, Unreadable) as error:
+        first = error.errors(include_input=False)[0] if isinstance(error, ValidationError) else None
+        why = error if first is None else f"{'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}"
+        raise ModelError(
+            "artifact.json cannot be read.", value=f"{source}: {why}", fix="Produce the artifact again."
+        ) from error
 
 
 def hash_json(value: Any) -> str:

@@ -35,6 +35,11 @@ __all__ = [
 ]
 
 
+_LONGEST = 2000
+"""Characters of one part that are shown."""
+_HANGING = "\n         "
+
+
 class CompressError(Exception):
     """Root of every error that mcompress raises on purpose.
 
@@ -53,11 +58,18 @@ class CompressError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [_hung(self.what)]
         if self.value:
-            lines.append(f"  value: {self.value}")
-        lines.append(f"  fix:   {self.fix}")
+            lines.append(f"  value: {_hung(self.value)}")
+        lines.append(f"  fix:   {_hung(self.fix)}")
         return "\n".join(lines)
+
+
+def _hung(text: str) -> str:
+    """Shorten a part, and let its further lines hang: a value out of a file must not look like another part."""
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    lines = text.splitlines()
+    return text if len(lines) < 2 else _HANGING.join(line.strip() for line in lines)
 
 
 class UsageError(CompressError):
@@ -94,7 +106,7 @@ class IntegrityError(RunError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a fix sentence for an unknown name: the closest known names, then all of them."""
-    names = sorted(known)
+    names = sorted(map(str, known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}Known: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."

@@ -15,23 +15,28 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from compress.bench.settings import MeasureSettings
 from compress.data.config import DataConfig
 from compress.errors import RecipeError, did_you_mean
+from compress.reading import LARGEST_YAML, Unreadable, local_path, parse_yaml, read_text
 
 _STEP_KEYS = {"id", "from", "gates", "optional"}
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MOST_THREADS = 4096
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
+LONGEST_INPUT = 2**20
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A name that can be a folder's, and never leads out of the one it stands in."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class RunConfig(_Strict):
     """How steps are computed (not how results are measured)."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training and importance run")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null = every core")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS, description="CPU threads; null = every core")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every random choice")
     track: tuple[str, ...] = Field(
         (), description="experiment trackers: tensorboard[:DIR], mlflow[:URI], wandb[:PROJECT]; none unless named"
     )
@@ -76,7 +81,9 @@ class Recipe(_Strict):
     )
     model: str | None = Field(None, description="folder, hub id or .onnx file; null when the first step makes one")
     labels: dict[str, str] | None = Field(None, description="the model's label names -> the data's")
-    max_length: int | None = Field(None, ge=4, description="longest input in tokens; null = the model's, at most 128")
+    max_length: int | None = Field(
+        None, ge=4, le=LONGEST_INPUT, description="longest input in tokens; null = the model's, at most 128"
+    )
     data: DataConfig
     run: RunConfig = RunConfig()
     gates: dict[str, GateRule] | None = Field(
@@ -138,12 +145,16 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), variables: Se
 
 def read_recipe(source: str | Path) -> str:
     """Return the text of a recipe file or of a built-in recipe."""
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError("The recipe is not UTF-8 text.", value=path, fix="Save it as UTF-8.") from error
+    try:
+        path = local_path(str(source))
+        if path.suffix in {".yaml", ".yml"} and path.exists() and not path.is_dir():
+            return read_text(path, LARGEST_YAML)
+    except Unreadable as error:
+        raise RecipeError(
+            "The recipe cannot be read.",
+            value=f"{source}: {error}",
+            fix="Give a YAML file, saved as UTF-8, or see `mcompress ls`.",
+        ) from error
     known = builtin_recipes()
     if str(source) in known:
         return known[str(source)]
@@ -170,8 +181,8 @@ def parse_recipe(
 ) -> Recipe:
     """Parse recipe text; see ``load_recipe``."""
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        raw = parse_yaml(text)
+    except Unreadable as error:
         raise RecipeError("The recipe is not YAML.", value=f"{origin}: {error}", fix="Correct the line.") from error
     if not isinstance(raw, dict):
         raise RecipeError("The recipe is not a mapping.", value=origin, fix="Begin it with `recipe: 1`.")
@@ -284,9 +295,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
     path, value = _split(text, "--set")
     keys = path.split(".")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError("The value of --set is not YAML.", value=text, fix="Quote it.") from error
+        parsed = parse_yaml(value)
+    except Unreadable as error:
+        raise RecipeError("The value of --set is not YAML.", value=f"{text}: {error}", fix="Quote it.") from error
     place: Any = raw
     if keys[0] not in Recipe.model_fields:
         place, keys = _step_config(raw, keys)
@@ -299,7 +310,10 @@ def _override(raw: dict[str, Any], text: str) -> None:
 
 def _step_config(raw: dict[str, Any], keys: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Find the raw config (or a sibling such as ``gates``) of the step that ``keys[0]`` names."""
-    items = [dict(item) if isinstance(item, Mapping) else {str(item): {}} for item in raw.get("steps") or []]
+    steps = raw.get("steps")
+    items = [
+        dict(it) if isinstance(it, Mapping) else {str(it): {}} for it in (steps if isinstance(steps, list) else [])
+    ]
     parsed = _parse_steps(items)
     ids = [step["id"] for step in parsed]
     if keys[0] not in ids or len(keys) < 2:

@@ -25,7 +25,7 @@ LEAST_REPEATS = 3
 class MeasureSettings(BaseModel):
     """Where and how artifacts are measured. Times are per group of targets with the same device and threads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     targets: list[str] = Field(["ort-cpu-1t"], description="built-in targets by name, or paths of target YAML files")
     baselines: list[Literal["torch", "onnx"]] = Field(

@@ -57,8 +57,13 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def say(text: str) -> None:
-    """Print a line for people: to standard error, so that standard output stays machine-readable."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for people: to standard error, so that standard output stays machine-readable.
+
+    What came from a file must not drive the terminal, so control characters are shown by name.
+    """
+    from compress.report.visible import visible
+
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -68,8 +73,10 @@ def print_json(value: Any) -> None:
 
 def print_wrapped(text: str, indent: int = 0, hanging: int = 6) -> None:
     """Print words in lines of at most 80 characters; a single longer word (a path) stays whole."""
+    from compress.report.visible import visible
+
     lines = textwrap.wrap(
-        text,
+        visible(text),
         80,
         initial_indent=" " * indent,
         subsequent_indent=" " * hanging,

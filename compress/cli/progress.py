@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from compress.progress import Observed, StepStarted
+from compress.report.visible import visible
 
 QUIET_SECONDS = 10.0
 """Where no line can be redrawn, an activity is told at most this often."""
@@ -77,6 +78,7 @@ class ProgressPrinter:
     def _draw(self, text: str, now: float) -> None:
         from rich.cells import cell_len, set_cell_size
 
+        text = visible(text, breaks=True)
         width = max(shutil.get_terminal_size().columns - 1, 20)
         shown = text if cell_len(text) <= width else _squeezed(text, width)
         size = cell_len(shown)
@@ -86,7 +88,7 @@ class ProgressPrinter:
 
     def _line(self, text: str, now: float) -> None:
         self.close()
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{visible(text)}\n")
         self._stream.flush()
         self._told = now
 

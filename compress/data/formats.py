@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.data.lines import LARGEST_FILE, read_lines
 from compress.errors import DataError, did_you_mean
+from compress.reading import Unreadable, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +97,7 @@ def read_hub(dataset: str, name: str | None, split: str) -> Table:
 
 
 def _read_delimited(path: Path, delimiter: str) -> Table:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         if not header or len(set(header)) != len(header):
@@ -130,13 +130,13 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
 
 def _read_jsonl(path: Path) -> Table:
     rows, numbers = [], []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            row, problem = None, error.msg
+            row = parse_json(line)
+        except Unreadable as error:
+            row, problem = None, str(error).removeprefix("not JSON: ").partition(": line 1")[0]
         else:
             problem = f"a {type(row).__name__} instead of an object"
         if not isinstance(row, dict):
@@ -151,33 +151,29 @@ def _read_jsonl(path: Path) -> Table:
     return Table(path.name, columns, rows, numbers, "line")
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            "The file is not UTF-8.",
-            value=f"{path.name}, line {line}: byte 0x{error.object[error.start]:02x}",
-            fix=f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}",
-        ) from error
-
-
 def _read_parquet(path: Path) -> Table:
-    import pyarrow  # type: ignore[import-untyped]
     from datasets import Dataset
-    from pyarrow import parquet
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
+    fix = "Write it again, with pandas.DataFrame.to_parquet or datasets.Dataset.to_parquet."
     try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        with parquet.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            if size > LARGEST_FILE or file.metadata.num_rows > LARGEST_FILE:
+                raise DataError(
+                    "The Parquet file is too large.",
+                    value=f"{path.name}: {file.metadata.num_rows:,} rows, {size:,} bytes unpacked",
+                    fix="Keep the rows that matter in a smaller file: training reads all of them into memory.",
+                )
+            dataset = Dataset(file.read())
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow has its own errors, and datasets reads its notes in the file's schema
         raise DataError(
-            "The file is not a readable Parquet file.",
-            value=f"{path.name}: {_first_line(error)}",
-            fix="Write it again, with pandas.DataFrame.to_parquet or datasets.Dataset.to_parquet.",
+            "The file is not a readable Parquet file.", value=f"{path.name}: {_first_line(error)}", fix=fix
         ) from error
-    return _from_dataset(Dataset(table), path.name)
+    return _from_dataset(dataset, path.name)
 
 
 def _read_saved(path: Path, split: str) -> Table:
@@ -204,7 +200,20 @@ def _read_saved(path: Path, split: str) -> Table:
 
 def _from_dataset(dataset: Dataset, name: str) -> Table:
     """Turn a ``datasets.Dataset`` into a table; ids of ``ClassLabel`` features become names."""
-    columns = {column: _named(dataset.features[column], dataset[column][:]) for column in dataset.column_names}
+    if len(set(dataset.column_names)) < len(dataset.column_names):
+        raise DataError(
+            "The table names a column twice.",
+            value=f"{name}: {', '.join(dataset.column_names)}",
+            fix="Let each column have a name of its own.",
+        )
+    try:
+        columns = {column: _named(dataset.features[column], dataset[column][:]) for column in dataset.column_names}
+    except Exception as error:  # a decoder of cells, or an id of a class that has no name
+        raise DataError(
+            "A column of the table cannot be read.",
+            value=f"{name}: {type(error).__name__}: {_first_line(error)}",
+            fix="Write the table again with plain columns of text and labels.",
+        ) from error
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return Table(name, list(columns), rows, range(1, len(rows) + 1), "row")
 

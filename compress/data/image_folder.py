@@ -32,13 +32,18 @@ def read_image_folder(path: Path, split: str) -> Table:
         DataError: there is no image.
     """
     home = path / split if (path / split).is_dir() else path
-    files = sorted(
-        file
-        for kind in home.iterdir()
-        if kind.is_dir() and not kind.name.startswith(".")
-        for file in kind.iterdir()
-        if file.suffix.lower() in SUFFIXES
-    )
+    try:
+        files = sorted(
+            file
+            for kind in home.iterdir()
+            if kind.is_dir() and not kind.name.startswith(".")
+            for file in kind.iterdir()
+            if file.suffix.lower() in SUFFIXES
+        )
+    except OSError as error:
+        raise DataError(
+            "The folder of images cannot be read.", value=f"{path.name}: {error.strerror}", fix="Make it readable."
+        ) from error
     if not files:
         raise DataError(
             "The folder has no images in sub-folders.",

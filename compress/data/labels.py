@@ -16,6 +16,10 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 """What a model calls a label that nobody has named."""
 
 
+_MOST_DIGITS = 18
+"""A longer row of digits is a name."""
+
+
 def parse_label(value: Any, problem: str, separator: str, place: str) -> Label:
     """Read one label.
 
@@ -45,7 +49,7 @@ def parse_label(value: Any, problem: str, separator: str, place: str) -> Label:
 def collect_labels(rows: Iterable[Row]) -> tuple[str, ...]:
     """Return the label names that occur, sorted: whole numbers by value, anything else by code point."""
     names = {name for row in rows for name in _names(row)}
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) <= _MOST_DIGITS for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
@@ -102,7 +106,7 @@ def _name(value: Any, problem: str, place: str) -> str:
 def _number(value: Any, place: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(

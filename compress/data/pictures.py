@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from compress.errors import DataError, MissingCapabilityError
+from compress.reading import Unreadable, local_path
 
 IMAGE = "image"
 """Name of the task column that holds an image."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded. Pillow also opens formats that it hands to other programs (EPS)."""
+LARGEST_FILE = 256 * 2**20
+"""Bytes of one image file."""
 INSTALL = 'pip install "mcompress[vision]"'
 
 
@@ -39,14 +44,21 @@ class Picture:
 
     @classmethod
     def of_file(cls, path: Path) -> Picture:
-        """Make a picture of a file: ``.npy`` (uint8 pixels), or whatever Pillow reads.
+        """Make a picture of a file: ``.npy`` (uint8 pixels), or one of ``FORMATS``.
 
         Raises:
             DataError: the file does not exist.
         """
         try:
+            size = path.stat().st_size if path.is_file() else 0
+            if size > LARGEST_FILE:
+                raise DataError(
+                    "An image file is too large.",
+                    value=f"{path}: {size:,} bytes, at most {LARGEST_FILE:,}",
+                    fix="Store the image smaller: the model sees a few hundred pixels of each side.",
+                )
             return cls(hashlib.sha256(path.read_bytes()).hexdigest(), path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a name
             raise DataError(
                 "An image file cannot be read.",
                 value=f"{path}: {type(error).__name__}",
@@ -83,7 +95,12 @@ def read_picture(value: Any, folder: Path | None, place: str) -> Picture | None:
     if isinstance(value, Picture):
         return value
     if isinstance(value, str | Path):
-        path = Path(value).expanduser()
+        try:
+            path = local_path(str(value))
+        except Unreadable as error:
+            raise DataError(
+                "An image file cannot be read.", value=f"{place}: {error}", fix="Write the path of an image file."
+            ) from error
         return Picture.of_file(path if folder is None else folder / path)
     if isinstance(value, list | tuple) or hasattr(value, "__array__"):
         return Picture.of_pixels(_as_bytes(value, place))
@@ -126,8 +143,8 @@ def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
+        return np.array(np.load(path, allow_pickle=False, mmap_mode="r"))  # mapped, so a false shape takes no memory
+    except Exception as error:  # numpy parses the header, and opens archives
         raise _unreadable(path, error) from error
 
 
@@ -141,10 +158,12 @@ def _decode(path: Path) -> np.ndarray:
             fix=f"Install it: {INSTALL}. Pixels in .npy files need nothing.",
         ) from error
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
             return _checked(np.asarray(plain, dtype=np.uint8), path.name)
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise types of their own, and so does one that refuses a bomb
         raise _unreadable(path, error) from error
 
 

@@ -18,6 +18,7 @@ from compress.data.overlap import HELD_OUT, resolve_overlaps, row_key
 from compress.data.pictures import IMAGE, Picture, read_picture
 from compress.data.splits import Row, Split, TaskData
 from compress.errors import DataError, did_you_mean
+from compress.reading import Unreadable, local_path
 
 Expand = Callable[[str], Path | str]
 
@@ -171,7 +172,12 @@ def _open(source: Source, split: str, expand: Expand, images: bool) -> Table:
     wanted = source.split or split
     if source.hub is not None:
         return read_hub(str(expand(source.hub)), source.name, wanted)
-    path = Path(expand(str(source.path)))
+    try:
+        path = local_path(str(expand(str(source.path))))
+    except Unreadable as error:
+        raise DataError(
+            f"The data for {split} cannot be read.", value=f"{source.path}: {error}", fix="Correct the path."
+        ) from error
     return read_image_folder(path, wanted) if images and is_image_folder(path) else read_table(path, wanted)
 
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.artifact import TensorSpec
-from compress.errors import ModelError
+from compress.errors import CompressError, ModelError
+from compress.export.onnx_checks import (
+    check_bytes,
+    check_external,
+    check_operators,
+    check_values,
+    check_weights,
+    locations,
+)
 from compress.export.onnx_clean import clean, write_onnx
 from compress.export.onnx_export import INPUTS
 from compress.export.signature import tensor_spec
 from compress.models.families import FAMILIES
-from compress.models.loading import CONFIG, TOKENIZER_FILES
-from compress.models.source import DEFAULT_MAX_LENGTH, label_names, problem_of
+from compress.models.files import refuse_way_out
+from compress.models.loading import CONFIG, TOKENIZER_FILES, read_config
+from compress.models.source import DEFAULT_MAX_LENGTH, SHORTEST_INPUT, label_names, problem_of
 from compress.tasks.base import tasks
 
 if TYPE_CHECKING:
     import onnx
-
-MINIMUM_OPSET = 13
-"""The first operator set with per-channel QuantizeLinear."""
-DOMAINS = ("", "ai.onnx", "com.microsoft")
-"""Operators that ONNX Runtime brings with it."""
 
 
 def take_in_onnx(
@@ -55,6 +59,24 @@ def take_in_onnx(
     """
     path = Path(path).expanduser()
     model = read_onnx(path)
+    try:
+        return _normalise(model, path, out, task_name, labels, max_length, problem)
+    except (CompressError, MemoryError, OSError):  # OSError: the disk that is written to
+        raise
+    except Exception as error:  # protobuf, the checker and shape inference raise types of their own
+        raise _invalid(path, error) from error
+
+
+def _normalise(
+    model: onnx.ModelProto,
+    path: Path,
+    out: Path,
+    task_name: str,
+    labels: Mapping[str, str] | None,
+    max_length: int | None,
+    problem: str | None,
+) -> dict[str, Any]:
+    check_values(model)
     inputs = _check_inputs(model.graph)
     width = _check_output(model.graph)
     tokenizer = _find(path, "tokenizer.json")
@@ -84,16 +106,16 @@ def files_read(path: Path) -> list[Path]:
     """Return every file that ``take_in_onnx`` reads: the model, its external weights, config.json and tokenizer.
 
     Raises:
-        ModelError: weights lie outside the model's own folder.
+        ModelError: one of them leads outside its own folder.
     """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    _check_external(model, path.parent)
+    check_external(model, path.parent)
     config, tokenizer = _find(path, CONFIG), _find(path, "tokenizer.json")
     return [
         path,
-        *(path.parent / location for location in sorted({location for _, location in _locations(model)})),
+        *(path.parent / location for location in sorted({location for _, location in locations(model)})),
         *([config] if config else []),
         *(_tokenizer_files(tokenizer.parent) if tokenizer else []),
     ]
@@ -106,54 +128,25 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError("The ONNX file does not exist.", value=path.name, fix="Give the path of an .onnx file.")
     try:
+        check_bytes(path.name, path.stat().st_size)
         model = onnx.load(path, load_external_data=False)
-        _check_operators(model)
-        _check_external(model, path.parent)
+        check_operators(model)
+        check_external(model, path.parent)
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except ModelError:
+        check_weights(model)
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # protobuf, the checker and the file system raise types of their own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(
-            "This is not a valid ONNX model.", value=f"{path.name}: {lines[0]}", fix="Export the model again."
-        ) from error
+        raise _invalid(path, error) from error
     return model
 
 
-def _check_external(model: onnx.ModelProto, folder: Path) -> None:
-    """Refuse weights outside the model's own folder: opening a model must not read other files."""
-    for tensor, location in _locations(model):
-        if not (folder / location).resolve().is_relative_to(folder.resolve()):
-            raise ModelError(
-                "The ONNX file keeps weights outside its folder.",
-                value=f"{tensor}: {location}",
-                fix="Save it with its weights inside, or in a file beside it.",
-            )
-
-
-def _locations(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """Yield (tensor, file relative to the model's folder) of all external weights."""
-    for tensor in _tensors(model.graph):
-        yield from ((tensor.name, entry.value) for entry in tensor.external_data if entry.key == "location")
-
-
-def _check_operators(model: onnx.ModelProto) -> None:
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset < MINIMUM_OPSET:
-        raise ModelError(
-            f"The ONNX operator set is older than {MINIMUM_OPSET}.",
-            value=opset,
-            fix="Export the model again with a newer opset, or run onnx.version_converter.",
-        )
-    local = {function.domain for function in model.functions}
-    for node in _nodes(model.graph):
-        if node.domain not in DOMAINS or node.domain in local - {""}:
-            raise ModelError(
-                "The ONNX file has an operator that only its author's runtime knows.",
-                value=f"{node.domain}::{node.op_type}",
-                fix="Export it with standard ONNX operators only (com.microsoft is fine).",
-            )
+def _invalid(path: Path, error: Exception) -> ModelError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ModelError(
+        "This is not a valid ONNX model.", value=f"{path.name}: {lines[0]}", fix="Export the model again."
+    )
 
 
 def _check_inputs(graph: onnx.GraphProto) -> list[TensorSpec]:
@@ -203,7 +196,7 @@ def _config(path: Path, width: int | None, inputs: list[TensorSpec]) -> dict[str
     """Return the config.json of the model, or the least that the task needs to know."""
     source = _find(path, CONFIG)
     if source is not None:
-        config = json.loads(source.read_text(encoding="utf-8"))
+        config = read_config(source.parent)
         return {key: value for key, value in config.items() if key != "_name_or_path"}
     if width is None:
         raise ModelError(
@@ -220,43 +213,34 @@ def _length(config: Mapping[str, Any], wanted: int | None) -> int:
     """Return the wanted length, cut to the rows of the position table where config.json tells."""
     wanted = wanted or DEFAULT_MAX_LENGTH
     positions = config.get("max_position_embeddings")
-    if positions is None:
-        return wanted
-    kind = config.get("model_type")
-    offset = next((family.position_offset for family in FAMILIES if kind in family.model_types), 0)
-    return min(wanted, int(positions) - offset)
+    if positions is not None:
+        kind = config.get("model_type")
+        offset = next((family.position_offset for family in FAMILIES if kind in family.model_types), 0)
+        wanted = min(wanted, positions - offset) if type(positions) is int else 0
+    if wanted < SHORTEST_INPUT:
+        raise ModelError(
+            f"The model takes less than {SHORTEST_INPUT} tokens.",
+            value=f"max_position_embeddings: {str(positions)[:80]}, max_length: {wanted}",
+            fix="Put the model's own config.json beside it.",
+        )
+    return wanted
 
 
 def _recorded_length(model: onnx.ModelProto) -> int | None:
     """Return the ``max_length`` that our own export writes into the file's metadata."""
-    return next((int(entry.value) for entry in model.metadata_props if entry.key == "max_length"), None)
+    values = (entry.value for entry in model.metadata_props if entry.key == "max_length")
+    return next((int(value) for value in values if value.isdecimal() and len(value) < 8), None)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    for file in files:
+        refuse_way_out(file, folder)
+    return files
 
 
 def _find(path: Path, name: str) -> Path | None:
-    folders = (path.parent, path.parent.parent)
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of a graph and of every graph inside it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _nodes(inner)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the weights of a graph, of its attributes, and of every graph inside it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from attribute.tensors
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
+    found = next((folder / name for folder in (path.parent, path.parent.parent) if (folder / name).is_file()), None)
+    if found is not None:
+        refuse_way_out(found, found.parent)
+    return found

@@ -129,7 +129,7 @@ def _recall(run: Path, digest: str) -> _Memory:
         with np.load(place / "answers.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         task, known = task_from(plain["task"]), plain["kit"]["digest"]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # an archive of numpy, JSON and a task, each with errors of its own
         raise _another_run(digest) from error
     if known != digest:
         raise _another_run(digest)

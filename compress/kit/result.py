@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from compress.errors import UsageError
+from compress.reading import Unreadable, read_text
 
 LARGEST_BYTES = 64 * 2**20
 _AGAIN = "Run the kit's run.py again and bring back the file that it writes."
@@ -106,13 +107,9 @@ def read_result(path: Path, *, device: str | None = None) -> Result:
         UsageError: it is not there, too large, not JSON, of another version, or a value is not what it should be.
     """
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= LARGEST_BYTES else ""
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError("The result cannot be read.", value=f"{path}: {why}", fix=_AGAIN) from error
-    if size > LARGEST_BYTES:
-        _refuse("The result is too large.", f"{size:,} bytes; at most {LARGEST_BYTES:,}")
+        text = read_text(path, LARGEST_BYTES)
+    except Unreadable as error:
+        raise UsageError("The result cannot be read.", value=f"{path}: {error}", fix=_AGAIN) from error
     try:
         plain = json.loads(text, parse_constant=lambda word: _refuse("A number is not finite.", word))
     except (ValueError, RecursionError) as error:

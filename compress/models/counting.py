@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compress.models.families import Dimensions, dimensions, patches
+from compress.models.families import Dimensions, dimensions, pair, patches, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +94,8 @@ def planned_counts(config: Mapping[str, Any], labels: int | None = None) -> tupl
         labels: width of the head; default: what the config says.
     """
     size = dimensions(config)
-    labels = labels or len(config.get("id2label") or (0, 1))
+    names = config.get("id2label")
+    labels = labels or (len(names) if isinstance(names, dict) else 0) or 2
     outside = _around_images(config, size, labels) if size.images else _around_texts(config, size, labels)
     return size.layers * layer_parameters(size) + outside[0], encoder_macs(size) + outside[1]
 
@@ -102,9 +103,9 @@ def planned_counts(config: Mapping[str, Any], labels: int | None = None) -> tupl
 def _around_texts(config: Mapping[str, Any], size: Dimensions, labels: int) -> tuple[int, int]:
     """Return (parameters, multiply-accumulates) of embeddings, pooler and head."""
     hidden = size.hidden
-    width = int(config.get("embedding_size") or hidden)
+    width = whole(config, "embedding_size") if config.get("embedding_size") else hidden
     projection = 0 if width == hidden else width * hidden
-    rows = int(config["vocab_size"]) + int(config["max_position_embeddings"]) + _token_types(config)
+    rows = whole(config, "vocab_size") + whole(config, "max_position_embeddings") + _token_types(config)
     parameters = rows * width + 2 * width + (projection and projection + hidden)
     parameters += hidden * hidden + hidden + labels * hidden + labels
     return parameters, TOKENS * projection + hidden * hidden + labels * hidden
@@ -113,13 +114,14 @@ def _around_texts(config: Mapping[str, Any], size: Dimensions, labels: int) -> t
 def _around_images(config: Mapping[str, Any], size: Dimensions, labels: int) -> tuple[int, int]:
     """Return (parameters, multiply-accumulates) of patch and position embeddings, the last norm, and head."""
     hidden, cut = size.hidden, patches(config)
-    patch = config["patch_size"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    kernel = int(config["num_channels"]) * height * width * hidden
+    height, width = pair(config, "patch_size")
+    kernel = whole(config, "num_channels") * height * width * hidden
     parameters = kernel + hidden + (size.positions - cut + size.positions) * hidden
     parameters += 2 * hidden + labels * hidden + labels
     return parameters, cut * kernel + labels * hidden
 
 
 def _token_types(config: Mapping[str, Any]) -> int:
-    return 0 if config["model_type"] == "distilbert" else int(config.get("type_vocab_size") or 0)
+    if config["model_type"] == "distilbert" or not config.get("type_vocab_size"):
+        return 0
+    return whole(config, "type_vocab_size")

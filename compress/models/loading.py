@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.errors import ModelError
 from compress.models.structure import STRUCTURE, Structure, apply_structure, is_dense, structure_of
+from compress.reading import Unreadable, read_json
 from compress.tasks.base import Task
 from compress.tasks.preprocessing import PREPROCESSOR
 
@@ -81,16 +82,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing or is not a JSON object.
     """
-    source = folder / CONFIG
-    try:
-        config = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (folder / CONFIG).exists():
         raise ModelError(
             "The model folder has no config.json.",
             value=folder.name,
-            fix="Give a folder that `save_pretrained` wrote.",
-        ) from error
-    except (ValueError, OSError) as error:
+            fix="Give a Hugging Face model folder, as `save_pretrained` writes it.",
+        )
+    try:
+        config = read_json(folder / CONFIG)
+    except Unreadable as error:
         raise ModelError(
             "config.json cannot be read.", value=f"{folder.name}: {error}", fix="Save the model again."
         ) from error
@@ -129,11 +129,11 @@ def limit_threads(count: int) -> Iterator[None]:
 
 
 def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
-    from safetensors import SafetensorError
-
     try:
         loaded: Any = task.load_model(folder, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Transformers and its configs raise types of their own
         raise ModelError(
             "The weights do not fit config.json.",
             value=f"{folder.name}: {_first_line(error)}",
@@ -150,7 +150,7 @@ def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
     from safetensors.torch import load_file
     from transformers.initialization import no_init_weights
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _transformers_config(folder)
     class_ = getattr(transformers, str((config.architectures or [""])[0]), None)
     if not (isinstance(class_, type) and issubclass(class_, transformers.PreTrainedModel)):
         raise ModelError(
@@ -158,8 +158,13 @@ def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
             value=config.architectures,
             fix="Produce the model again with this version.",
         )
-    with no_init_weights():
-        model = class_(config)
+    try:
+        with no_init_weights():
+            model = class_(config)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the class makes of sizes that do not go together
+        raise _not_a_config(folder, error) from error
     apply_structure(model, structure)
     try:
         weights = {name: _as_float32(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
@@ -171,6 +176,23 @@ def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:
             fix=f"Produce the model again; {STRUCTURE} and {WEIGHTS} belong together.",
         ) from error
     return model
+
+
+def _transformers_config(folder: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # configs check their values with exceptions of their own
+        raise _not_a_config(folder, error) from error
+
+
+def _not_a_config(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        "config.json does not describe a model that Transformers can build.",
+        value=f"{folder.name}: {_first_line(error)}",
+        fix="Save the model again with `save_pretrained`.",
+    )
 
 
 def _check_keys(folder: Path, missing: set[str], unexpected: set[str]) -> None:

@@ -10,24 +10,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.data.pictures import IMAGE
 from compress.errors import ModelError, did_you_mean
+from compress.models.checkpoint import look_through
 from compress.models.families import dimensions
-from compress.models.loading import (
-    CONFIG,
-    TOKENIZER_FILES,
-    load_torch,
-    quiet,
-    read_config,
-    save_torch,
-)
+from compress.models.loading import CONFIG, TOKENIZER_FILES, load_torch, quiet, save_torch
 from compress.models.structure import STRUCTURE
 from compress.tasks.base import Task, tasks
 from compress.tasks.preprocessing import PREPROCESSOR, read_preprocessor
+from compress.tasks.text_classification import tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MAX_LENGTH = 128
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+SHORTEST_INPUT = 4
+"""Tokens: a word between two special tokens, and one to spare."""
+MOST_LABELS = 100_000
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _HF_PROBLEMS = {
@@ -76,15 +73,14 @@ def take_in(
     """
     folder = Path(source).expanduser()
     folder = folder if folder.is_dir() else fetch(source)
-    config = read_config(folder)
-    _refuse(folder, config)
+    config = look_through(folder)
     if IMAGE in tasks.get(task_name).columns:
         return _take_in_images(folder, out, task_name, label_names(config, labels))
     dimensions(config)
     _refuse_without_tokenizer(folder)
     problem = problem or problem_of(config)
     tokenizer = _open_tokenizer(folder)
-    length = min(int(tokenizer.model_max_length), dimensions(config).positions, max_length or DEFAULT_MAX_LENGTH)
+    length = _longest(folder, tokenizer, dimensions(config).positions, max_length)
     names = [] if problem == "regression" else label_names(config, labels)
     options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
     model, trained = _load(folder, tasks.get(task_name).parse(options))
@@ -147,7 +143,7 @@ def fetch(source: str) -> Path:
 def problem_of(config: Mapping[str, Any]) -> str:
     """Return single_label, multi_label or regression, from ``problem_type`` or the width of the head."""
     named = {name: problem for problem, name in _HF_PROBLEMS.items()}.get(str(config.get("problem_type")))
-    return named or ("regression" if len(config.get("id2label") or (0, 1)) == 1 else "single_label")
+    return named or ("regression" if len(_id2label(config)) == 1 else "single_label")
 
 
 def label_names(config: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> list[str]:
@@ -156,8 +152,7 @@ def label_names(config: Mapping[str, Any], mapping: Mapping[str, str] | None = N
     Raises:
         ModelError: the mapping names a label that the model does not have, or gives two labels one name.
     """
-    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    names = [str(id2label[key]) for key in sorted(id2label, key=int)]
+    names = _id2label(config)
     unknown = sorted(set(mapping or ()) - set(names))
     if unknown:
         raise ModelError(
@@ -175,25 +170,33 @@ def label_names(config: Mapping[str, Any], mapping: Mapping[str, str] | None = N
     return renamed
 
 
-def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
-    if "auto_map" in config:
+def _id2label(config: Mapping[str, Any]) -> list[str]:
+    """Return the label names of a config.json in id order; the two of Transformers where it names none."""
+    found = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    try:
+        ids = {int(key): str(name) for key, name in found.items()}
+    except (AttributeError, ValueError):
+        ids = {}
+    if len(ids) != len(found) or not 0 < len(ids) <= MOST_LABELS or min(ids) < 0:
         raise ModelError(
-            "The model needs remote code, which mcompress never runs.",
-            value=f"auto_map in {folder.name}/{CONFIG}",
-            fix="Use a model whose class ships with Transformers.",
+            "config.json names its labels in a way that cannot be read.",
+            value=f"id2label: {str(found)[:200]}",
+            fix='Write `"id2label": {"0": "...", "1": "..."}`: one name for each output of the model.',
         )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ModelError(
-                "This is a pickle checkpoint: opening it can run any code, so mcompress never does.",
-                value=f"{folder.name}/{pickles[0]}",
-                fix="Convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(folder)"
-                ".save_pretrained(new_folder) writes the same weights, exactly, as safetensors.",
-            )
+    return [ids[key] for key in sorted(ids)]
+
+
+def _longest(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int, wanted: int | None) -> int:
+    """Return the longest input in tokens: what is wanted, cut to what tokenizer and position table allow."""
+    limit: Any = tokenizer.model_max_length
+    room = min(limit, positions) if isinstance(limit, int | float) else 0
+    if not room >= SHORTEST_INPUT:
         raise ModelError(
-            "The model folder has no weights.", value=folder.name, fix="It needs model.safetensors beside config.json."
+            f"The model takes less than {SHORTEST_INPUT} tokens.",
+            value=f"{folder.name}: model_max_length {limit!r}, {positions} positions",
+            fix="Correct model_max_length in tokenizer_config.json, or max_position_embeddings in config.json.",
         )
+    return int(min(room, wanted or DEFAULT_MAX_LENGTH))
 
 
 def _refuse_without_tokenizer(folder: Path) -> None:
@@ -225,13 +228,14 @@ def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, bool]:
 def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Load a model and return the keys that are missing and left over; new weights come from seed 0."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loaded: Any = task.load_model(folder, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Transformers, its configs and safetensors raise types of their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(
             "The weights do not fit config.json, or the file is damaged.",
@@ -260,15 +264,8 @@ def _refuse_broken_weights(folder: Path, model: PreTrainedModel) -> None:
 def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the loaders behind it raise whatever their parsers raise
-        raise ModelError(
-            "The tokenizer cannot be opened.",
-            value=f"{folder.name}: {type(error).__name__}",
-            fix="Save it again: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
-        ) from error
+    with tokenizing(folder), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(
             "The model has only a slow tokenizer.",
@@ -280,10 +277,11 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, model: PreTrainedModel) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
         raise ModelError(
             "The tokenizer has more tokens than the model has embeddings.",
-            value=f"{len(tokenizer)} tokens, {rows} embeddings",
+            value=f"token id {highest}, {rows} embeddings",
             fix="Put the model's own tokenizer beside it.",
         )
     tokenizer.save_pretrained(out)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from compress.errors import ModelError, UsageError
 from compress.models.channels import apply_channels, channels_of
 from compress.models.families import EncoderLayer, dimensions, encoder_layers, is_convolutional
+from compress.reading import Unreadable, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STRUCTURE = "structure.json"
-Sizes = Annotated[Mapping[str, PositiveInt], AfterValidator(lambda sizes: dict(sorted(sizes.items())))]
+Rank = Annotated[int, Field(gt=0, le=2**16)]
+Sizes = Annotated[Mapping[str, Rank], AfterValidator(lambda sizes: dict(sorted(sizes.items())))]
 """Module path -> size, in the order of the paths."""
 ChannelSizes = Annotated[
     Mapping[str, tuple[PositiveInt, PositiveInt]], AfterValidator(lambda sizes: dict(sorted(sizes.items())))
@@ -73,11 +75,12 @@ class Structure(BaseModel):
         if not source.is_file():
             return None
         try:
-            return cls.model_validate_json(source.read_text(encoding="utf-8"))
-        except ValidationError as error:
+            return cls.model_validate(read_json(source))
+        except (Unreadable, ValidationError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ModelError(
                 "structure.json cannot be read.",
-                value=f"{folder.name}: {error.errors()[0]['msg']}",
+                value=f"{folder.name}: {why}",
                 fix="Produce the model again; this version reads schemas 1 and 2.",
             ) from error
 

@@ -31,9 +31,9 @@ def _version(name: str) -> str:
 
 
 class PassConfig(BaseModel):
-    """Base of every pass configuration: frozen, and an unknown key is an error."""
+    """Base of every pass configuration: frozen; an unknown key, NaN or an infinite number is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from compress.tasks.base import Task
 
 
+_Size = Annotated[int, Field(ge=1, le=2**16)]
+
+
 class _Fresh(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,8 +61,8 @@ class FreshResnet(_Fresh):
     image_size: int = Field(description="height and width of the images, pixels", ge=1)
     num_channels: Literal[1, 3] = Field(3, description="1: grey; 3: red, green, blue")
     stem: int = Field(32, ge=8, description="channels of the first convolution")
-    widths: tuple[int, ...] = Field((32, 64, 128), min_length=1, description="channels of each stage")
-    depths: tuple[int, ...] = Field((1, 1, 1), min_length=1, description="blocks of each stage")
+    widths: tuple[_Size, ...] = Field((32, 64, 128), min_length=1, description="channels of each stage")
+    depths: tuple[_Size, ...] = Field((1, 1, 1), min_length=1, description="blocks of each stage")
 
 
 def _family(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from compress.errors import ModelError
 from compress.models.counting import encoder_macs, layer_parameters, planned_counts
 from compress.models.depth import choose_layers
 from compress.models.families import dimensions, family_of
+from compress.models.loading import read_config
 from compress.models.narrow import narrow_sizes
 from compress.passes.base import ModelInfo
 
@@ -62,16 +62,12 @@ def _shallow(teacher: ModelInfo, kept: int) -> ModelInfo:
 
 
 def _foreign(folder: Path) -> ModelInfo:
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise ModelError(
             "The student is not there, or has no config.json.",
             value=folder.name,
             fix="Give the folder of a Hugging Face model: `student: {model: PATH}`.",
         )
-    try:
-        found = dict(json.loads(config.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ModelError("The student's config.json is not JSON.", value=folder.name, fix="Repair it.") from error
+    found = read_config(folder)
     parameters, macs = planned_counts(found)
     return ModelInfo("torch", config=found, parameters=parameters, macs=macs)

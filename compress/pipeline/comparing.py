@@ -198,7 +198,7 @@ def _speed(metric: Metric, baseline: str, a: Speedup | None, b: Speedup | None, 
     high: float | None = None
     if a.low is not None or b.low is not None:
         logs = [
-            Interval(math.log(s.ratio), math.log(s.low or s.ratio), math.log(s.high or s.ratio))  # an exact 1 has none
+            Interval(math.log(s.ratio), _log(s.low, s.ratio), _log(s.high, s.ratio))  # an exact 1 has no interval
             for s in (a, b)
         ]
         apart = difference_interval(*logs)
@@ -222,6 +222,11 @@ def _speed(metric: Metric, baseline: str, a: Speedup | None, b: Speedup | None, 
         finding=finding,
         text=text,
     )
+
+
+def _log(bound: float | None, ratio: float) -> float:
+    """Return the logarithm of a bound; that of the ratio where there is none, or none that a ratio can have."""
+    return math.log(bound if bound is not None and bound > 0 else ratio)
 
 
 def _amount(metric: Metric, name: str, a: int | None, b: int | None, margins: Mapping[str, float]) -> Change:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from compress.data.config import Problem
@@ -14,7 +13,7 @@ from compress.passes.base import Progress
 from compress.passes.distill import DistillConfig
 from compress.passes.prune import PruneConfig
 from compress.pipeline.planning import RunPlan
-from compress.pipeline.source import Source, resolve_source
+from compress.pipeline.source import Source, place_of, resolve_source
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import Task, tasks
@@ -34,6 +33,7 @@ def load_inputs(plan: RunPlan, source: Source | None) -> tuple[TaskData, Task]:
     """
     data = _load(plan, source)
     task = _choose_task(plan, source, data)
+    _check_classes(task, data)
     _check_gates(plan, task)
     _check_amounts(plan, data)
     return data, task
@@ -48,7 +48,7 @@ def check_inputs(plan: RunPlan, emit: Progress) -> TaskData:
         CompressError: whatever a run would refuse before its first step.
     """
     model = plan.recipe.model
-    if model is not None and not Path(plan.recipe.expand(model)).expanduser().exists():
+    if model is not None and not place_of(plan.recipe.expand(model)).exists():
         return load_inputs(plan, None)[0]
     with tempfile.TemporaryDirectory() as folder:
         return load_inputs(plan, resolve_source(plan.recipe, Store(folder), emit))[0]
@@ -97,6 +97,16 @@ def _choose_task(plan: RunPlan, source: Source | None, data: TaskData) -> Task:
         "max_length": recipe.max_length or (source.options["max_length"] if source else 128),
     }
     return tasks.get(recipe.task).parse(options)
+
+
+def _check_classes(task: Task, data: TaskData) -> None:
+    """Refuse a task of one class, which every model solves."""
+    if task.dump().get("problem") == "single_label" and len(task.labels) < 2:
+        raise DataError(
+            "There is nothing to tell apart: every row has the same label.",
+            value=f"labels: {', '.join(map(repr, task.labels)) or 'none'}; splits: {', '.join(data.splits)}",
+            fix="Give rows of every class; numbers as labels need `problem: regression`.",
+        )
 
 
 def _check_gates(plan: RunPlan, task: Task) -> None:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from compress.errors import UsageError
 from compress.pipeline.folder import as_json, write_atomically
 from compress.pipeline.measuring import Measured
 from compress.pipeline.running import RunState
 from compress.pipeline.scores import score_of
+from compress.reading import read_json
 
 OUTCOMES_FILE = "outcomes.json"
+LARGEST_OUTCOMES = 256 * 2**20
+"""Bytes: a million examples of a few dozen artifacts, where an outcome is no more than right or wrong."""
+_Digits = Annotated[str, StringConstraints(pattern=r"^[01]+$")]
+_Numbers = Annotated[list[float], Field(min_length=1)]
 
 
 class Outcomes(BaseModel):
     """One contribution to the metric per example, in the order of the split: ``"1101..."``, or a list of numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     split: str
     digest: str = Field(description="sha256 over the rows of the split, in order")
     metric: str
-    rows: dict[str, dict[str, str | list[float]]] = Field(description="step -> target -> outcomes")
+    rows: dict[str, dict[str, _Digits | _Numbers]] = Field(description="step -> target -> outcomes")
 
     def of(self, step: str, target: str) -> np.ndarray | None:
         """Return (n,) float64, or None where the run has no such row."""
@@ -69,9 +72,8 @@ def read_outcomes(place: Path) -> Outcomes | None:
     if not path.is_file():
         return None
     try:
-        record: Mapping[str, object] = json.loads(path.read_text(encoding="utf-8"))
-        return Outcomes.model_validate(record)
-    except (ValidationError, ValueError, OSError) as error:
+        return Outcomes.model_validate(read_json(path, LARGEST_OUTCOMES))
+    except ValueError as error:
         raise UsageError(
             "The outcomes of a run cannot be read.",
             value=f"{path}: {str(error).splitlines()[0]}",

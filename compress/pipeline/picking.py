@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from compress.errors import DataError, ModelError, UsageError
+from compress.pipeline.source import place_of
 from compress.recipe import read_recipe
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -23,7 +24,7 @@ def pick_recipe(model: str, data: Path) -> str:
         ModelError: the model is a folder or file that does not exist.
         DataError: the folder lacks a train or a validation file.
     """
-    place = Path(model).expanduser()
+    place = place_of(model)
     if place.suffix in {".yaml", ".yml"}:
         raise UsageError(
             "--data goes with a model; a recipe names its data itself.",

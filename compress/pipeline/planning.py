@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from compress.errors import MissingCapabilityError, ModelError, RecipeError, did_you_mean
 from compress.passes.base import ModelInfo, Pass, PassConfig, Plan, passes
+from compress.pipeline.source import place_of
 from compress.recipe import GateRule, Recipe, Step, explain
 from compress.runtimes.base import runtimes
 from compress.runtimes.cuda import why_no_cuda
@@ -104,7 +103,7 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
         return None
     text = recipe.expand(recipe.model)
     place = text if text == recipe.model else f"{recipe.model} = {text}"
-    path = Path(text).expanduser()
+    path = place_of(text)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise ModelError("The model file does not exist.", value=place, fix="Correct `model:`.")
@@ -113,17 +112,9 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
 
         return ModelInfo("onnx", frozenset(traits_of(read_onnx(path))))
     if path.is_dir():
-        config = path / "config.json"
-        if not config.is_file():
-            raise ModelError(
-                "The model folder has no config.json.",
-                value=recipe.model,
-                fix="Give a Hugging Face model folder (config.json, model.safetensors, tokenizer.json).",
-            )
-        try:
-            return ModelInfo("torch", config=json.loads(config.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ModelError("The model's config.json is not JSON.", value=recipe.model, fix="Repair it.") from error
+        from compress.models.loading import read_config
+
+        return ModelInfo("torch", config=read_config(path))
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise ModelError("The model folder does not exist.", value=place, fix="Correct `model:`.")
     return ModelInfo("torch")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress import __version__
-from compress.artifact import Artifact, Graph, PassRecord, create_artifact, hash_json, open_artifact
+from compress.artifact import Artifact, Golden, Graph, PassRecord, create_artifact, hash_json, open_artifact
+from compress.bench.launch import without_folders
+from compress.errors import CompressError, ModelError
 from compress.models.files import hash_files
 from compress.passes.base import Progress, library_versions
+from compress.reading import Unreadable, local_path
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import task_from
@@ -40,7 +44,7 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
     """
     if recipe.model is None:
         return None
-    place = Path(recipe.expand(recipe.model)).expanduser()
+    place = place_of(recipe.expand(recipe.model))
     if not place.exists():
         from compress.models.source import fetch
 
@@ -63,14 +67,56 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
     return Source(path, artifact.manifest.task, cached)
 
 
+def place_of(model: str) -> Path:
+    """Return where a recipe's model would lie, were it a file or a folder here.
+
+    Raises:
+        ModelError: nothing can lie there, or it may not be looked at.
+    """
+    try:
+        return local_path(model)
+    except Unreadable as error:
+        raise ModelError("The model cannot be read.", value=f"{model}: {error}", fix="Correct `model:`.") from error
+
+
+@contextmanager
+def _first_run() -> Iterator[None]:
+    """Turn what a runtime or a tokenizer raises when a new model answers for the first time into a refusal."""
+    try:
+        yield
+    except (CompressError, MemoryError):
+        raise
+    except Exception as error:  # torch, ONNX Runtime and tokenizers raise types of their own
+        lines = without_folders(str(error)).strip().splitlines()
+        raise ModelError(
+            "The model cannot answer the built-in examples.",
+            value=": ".join([type(error).__name__, *lines[:1]]),
+            fix="Check that it runs where it comes from, with the tokenizer and config.json that lie beside it.",
+        ) from error
+
+
+def _finite(golden: Golden) -> Golden:
+    import numpy as np
+
+    if not np.isfinite(golden.outputs["logits"]).all():
+        raise ModelError(
+            "The model answers with numbers that are not finite (NaN or infinity).",
+            value="logits of the built-in examples",
+            fix="Take an earlier checkpoint; training diverged, or its weights overflow.",
+        )
+    return golden
+
+
 def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
     if place.suffix == ".onnx":
-        from compress.export.golden import golden_onnx
+        from compress.export.golden import check_longest, golden_onnx
         from compress.export.onnx_source import read_onnx, take_in_onnx
         from compress.export.signature import count_weights, read_graph, traits_of
 
         options = take_in_onnx(place, payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
-        golden = golden_onnx(payload, task_from(options))
+        with _first_run():
+            golden = _finite(golden_onnx(payload, task_from(options)))
+            check_longest(payload, task_from(options))
         file = payload / "model.onnx"
         return _record(
             payload,
@@ -90,6 +136,8 @@ def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
     options = take_in(str(place), payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
     task = task_from(options)
     model = load_torch(payload, task)
+    with _first_run():
+        golden = _finite(golden_torch(payload, task))
     return _record(
         payload,
         "torch",
@@ -97,7 +145,7 @@ def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
         graph=torch_graph(payload, task),
         parameters=count_parameters(model),
         macs=count_macs(model),
-        golden=golden_torch(payload, task),
+        golden=golden,
     )
 
 
@@ -114,8 +162,15 @@ def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Grap
 
 
 def _hash_source(place: Path) -> dict[str, str]:
-    """Return the sha256 of every file that is taken in, by its place relative to the model's folder."""
+    """Return the sha256 of every file that is taken in, by its place relative to the model's folder.
+
+    Raises:
+        ModelError: a look at the files is enough to refuse them.
+    """
     if place.is_dir():
+        from compress.models.checkpoint import look_through
+
+        look_through(place)
         return hash_files(place)
     from compress.export.onnx_source import files_read
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compress.errors import UsageError
+from compress.reading import LARGEST_JSON, Unreadable, local_path, parse_json, read_text
 from compress.report.html import render_html
 from compress.report.markdown import render_markdown
 from compress.report.model import SCHEMA, Report
@@ -48,12 +48,16 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: there is none, it is not JSON, a newer mcompress wrote it, or it is not a report.
     """
-    file = path / JSON_NAME if path.is_dir() else path
+    file = path
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError("The report cannot be read.", value=f"{file}: {error.strerror}", fix=_PRODUCE) from error
-    except ValueError as error:
+        file = local_path(str(path))
+        file = file / JSON_NAME if file.is_dir() else file
+        text = read_text(file, LARGEST_JSON)
+    except Unreadable as error:
+        raise UsageError("The report cannot be read.", value=f"{file}: {error}", fix=_PRODUCE) from error
+    try:
+        record = parse_json(text)
+    except Unreadable as error:
         raise UsageError("The report is not valid JSON.", value=f"{file}: {error}", fix=_PRODUCE) from error
     found = record.get("schema_version") if isinstance(record, dict) else None
     if isinstance(found, int) and not 1 <= found <= SCHEMA:
@@ -65,7 +69,7 @@ def read_report(path: Path) -> Report:
     try:
         return Report.model_validate(migrate(record) if isinstance(record, dict) else record)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"
         raise UsageError("This is not a report.", value=f"{file}: {place}: {first['msg']}", fix=_PRODUCE) from error
 

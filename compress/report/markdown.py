@@ -26,6 +26,7 @@ from compress.report.blocks import (
 )
 from compress.report.document import VerdictBlock, build
 from compress.report.model import Report
+from compress.report.visible import visible
 
 _MARKS = {"good": "✓ ", "bad": "✗ ", "warn": "? ", "muted": "", "plain": ""}
 
@@ -41,7 +42,7 @@ def render_markdown(report: Report) -> str:
 
 def text(value: str) -> str:
     """Escape what Markdown or HTML would read as markup; a line break becomes a space."""
-    value = " ".join(value.split())
+    value = visible(" ".join(value.split()))
     value = re.sub(r"([\\`*|])", r"\\\1", value)
     value = re.sub(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])", r"\\_", value)
     value = value.replace("](", "]\\(").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -107,6 +108,7 @@ def _code(block: Code) -> str:
 
 def fence(code: str, language: str) -> str:
     """Return code between fences longer than any run of backticks in it."""
+    code = visible(code)
     longest = max((len(run) for run in re.findall("`+", code)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{code}\n{ticks}"

@@ -37,7 +37,7 @@ def render_terminal(report: Report, console: Console) -> None:
     console.print(Text(plain(document.title), style="bold"), width=width)
     console.print(Text(plain(document.subtitle), style="dim"), width=width)
     if document.verdict.banner:
-        console.print(Text(document.verdict.banner, style="bold yellow"), width=width)
+        console.print(Text(plain(document.verdict.banner), style="bold yellow"), width=width)
     console.print(_verdict(document.verdict, boxed=console.is_terminal), width=width)
     if not console.is_terminal:
         console.print()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import RecipeError, did_you_mean
+from compress.reading import LARGEST_YAML, Unreadable, local_path, parse_yaml, read_text
 
 Evidence = Literal["measured", "proxy", "emulated", "modelled", "ingested"]
 
@@ -67,12 +67,12 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(min_length=1, max_length=100)
     description: str = ""
     runtime: str = Field(description="torch | onnxruntime | openvino | tensorrt")
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: int | None = Field(None, ge=1, description="intra-op threads; null = every core")
-    memory_bytes: int | None = Field(None, ge=1, description="limit for the measuring process")
+    threads: int | None = Field(None, ge=1, le=4096, description="intra-op threads; null = every core")
+    memory_bytes: int | None = Field(None, ge=1, le=2**50, description="limit for the measuring process")
     isa: Isa | None = Field(
         None, description="highest x86 level that kernels may use; avx512 is without VNNI; null = all that the CPU has"
     )
@@ -119,6 +119,7 @@ class Target(BaseModel):
         return self.device, self.threads, self.isa
 
 
+@cache
 def builtin_targets() -> dict[str, Target]:
     """Return the targets that ship with the package, by name."""
     folder = resources.files("compress") / "targets"
@@ -133,10 +134,16 @@ def find_target(name: str) -> Target:
         RecipeError: neither exists, or the file does not describe a target.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
+        try:
+            path = local_path(name)
+            text = read_text(path, LARGEST_YAML) if path.exists() else None
+        except Unreadable as error:
+            raise RecipeError(
+                "The target file cannot be read.", value=f"{name}: {error}", fix="Give the path of a target YAML."
+            ) from error
+        if text is None:
             raise RecipeError("The target file does not exist.", value=path, fix="Give the path of a target YAML.")
-        return parse_target(path.read_text(encoding="utf-8"), name)
+        return parse_target(text, name)
     known = builtin_targets()
     if name not in known:
         raise RecipeError(f"Unknown target {name!r}.", fix=did_you_mean(name, known))
@@ -162,8 +169,8 @@ def find_targets(names: Iterable[str]) -> list[Target]:
 
 def parse_target(text: str, origin: str) -> Target:
     try:
-        return Target.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
+        return Target.model_validate(parse_yaml(text))
+    except (ValidationError, Unreadable) as error:
         raise RecipeError(
             "This is not a target.",
             value=f"{origin}: {_reason(error)}",
@@ -171,10 +178,10 @@ def parse_target(text: str, origin: str) -> Target:
         ) from error
 
 
-def _reason(error: ValidationError | yaml.YAMLError) -> str:
+def _reason(error: ValidationError | Unreadable) -> str:
     """Return the first thing that is wrong, in one line."""
-    if isinstance(error, yaml.YAMLError):
-        return str(error).splitlines()[0]
-    first = error.errors()[0]
+    if isinstance(error, Unreadable):
+        return str(error)
+    first = error.errors(include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")

@@ -13,6 +13,7 @@ import numpy as np
 
 from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
+from compress.errors import ModelError
 from compress.registry import Registry
 
 if TYPE_CHECKING:
@@ -135,5 +136,16 @@ tasks.register("text-classification", "compress.tasks.text_classification:TextCl
 
 
 def task_from(options: Mapping[str, Any]) -> Task:
-    """Rebuild the task that an artifact's manifest carries."""
-    return tasks.get(str(options["name"])).parse(options)
+    """Rebuild the task that an artifact's manifest carries.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        return tasks.get(str(options["name"])).parse(options)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            "The task of an artifact cannot be read.",
+            value=f"{type(error).__name__}: {error}; {str(dict(options))[:200]}",
+            fix="Produce the artifact again.",
+        ) from error

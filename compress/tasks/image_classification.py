@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
 from compress.data.pictures import IMAGE, Picture, read_picture
-from compress.errors import DataError, UsageError
+from compress.errors import DataError, ModelError, UsageError
+from compress.reading import read_json
 from compress.tasks.base import Row, Score, Task
 from compress.tasks.preprocessing import Preprocessor, read_preprocessor
 from compress.tasks.single_label import best_labels, divergence, head_options, refuse_unknown, right, same_label
@@ -109,7 +109,13 @@ class ImageClassification(Task):
         import torch
         from transformers import AutoModelForImageClassification
 
-        settings = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, **options}
+        settings = {
+            "dtype": torch.float32,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "use_safetensors": True,
+            **options,
+        }
         return cast("PreTrainedModel", AutoModelForImageClassification.from_pretrained(folder, **settings))
 
     def config_options(self) -> dict[str, Any]:
@@ -148,4 +154,9 @@ def _patches(folder: Path, prepare: Preprocessor) -> int:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    try:
+        return dict(read_json(folder / "config.json"))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            "config.json cannot be read.", value=f"{folder.name}: {error}", fix="Save the model again."
+        ) from error

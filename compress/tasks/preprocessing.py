@@ -6,7 +6,6 @@ the centre, rescale, normalise.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError
+from compress.reading import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
 _LUMA = np.array([0.299, 0.587, 0.114])
 """ITU-R 601: what Pillow weighs red, green and blue with."""
 _NEAREST, _BILINEAR, _BICUBIC = 0, 2, 3
 """Pillow's numbers of the filters, as ``resample`` names them."""
+_LARGEST = 8192
+"""Pixels of a side."""
 _NO_CROP = 384
 """From this side on, processors with a ``crop_pct`` resize without a crop."""
 
@@ -83,8 +85,24 @@ def read_preprocessor(folder: Path, channels: int) -> Preprocessor:
             value=folder.name,
             fix="Save the image processor there: AutoImageProcessor.from_pretrained(...).save_pretrained(folder).",
         )
-    config = json.loads(source.read_text(encoding="utf-8"))
+    try:
+        return _parse(dict(read_json(source)), folder, channels)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{PREPROCESSOR} cannot be read.",
+            value=f"{folder.name}: {error}",
+            fix="Save it again: AutoImageProcessor.from_pretrained(...).save_pretrained(folder).",
+        ) from error
+
+
+def _parse(config: Mapping[str, Any], folder: Path, channels: int) -> Preprocessor:
     height, width, shortest = _sizes(config, folder)
+    if not (0 < height <= _LARGEST and 0 < width <= _LARGEST and 0 < (shortest or 1) <= _LARGEST):
+        raise ModelError(
+            "The image processor makes images of an absurd size.",
+            value=f"{folder.name}: {height} x {width}",
+            fix=f"Give every image from 1 to {_LARGEST} pixels on each side.",
+        )
     normalise = config.get("do_normalize", True)
     resample = int(config.get("resample", _BILINEAR))
     if resample not in (_NEAREST, _BILINEAR, _BICUBIC):
@@ -93,6 +111,14 @@ def read_preprocessor(folder: Path, channels: int) -> Preprocessor:
             value=f"{folder.name}: resample {resample}",
             fix="Use 0 (nearest), 2 (bilinear) or 3 (bicubic).",
         )
+    mean = _per_channel(config.get("image_mean") if normalise else None, 0.0, channels)
+    std = _per_channel(config.get("image_std") if normalise else None, 1.0, channels)
+    if not (len(mean) == len(std) == channels and np.isfinite([*mean, *std]).all() and all(std)):
+        raise ModelError(
+            "The image processor does not have one mean and one deviation for each channel.",
+            value=f"{folder.name}: {channels} channels, image_mean {mean}, image_std {std}",
+            fix="Put the model's own preprocessor beside it.",
+        )
     return Preprocessor(
         channels,
         height,
@@ -100,8 +126,8 @@ def read_preprocessor(folder: Path, channels: int) -> Preprocessor:
         shortest,
         resample,
         scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
-        mean=_per_channel(config.get("image_mean") if normalise else None, 0.0, channels),
-        std=_per_channel(config.get("image_std") if normalise else None, 1.0, channels),
+        mean=mean,
+        std=std,
     )
 
 

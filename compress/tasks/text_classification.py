@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -13,6 +13,7 @@ import numpy as np
 from compress.artifact import TensorSpec
 from compress.data.encoded import Encoded
 from compress.errors import ModelError
+from compress.reading import read_json
 from compress.tasks.base import Row, Score, Task
 from compress.tasks.single_label import best_labels, divergence, head_options, refuse_unknown, right, same_label
 
@@ -101,7 +102,8 @@ class TextClassification(Task):
 
         def encode(rows: Sequence[Row]) -> Encoded:
             texts = [row["text"] if row.get("text_pair") is None else (row["text"], row["text_pair"]) for row in rows]
-            encodings = tokenizer.encode_batch(texts)
+            with tokenizing(folder):
+                encodings = tokenizer.encode_batch(texts)
             inputs = {
                 name: [np.array(getattr(encoding, columns[name]), dtype=np.int64) for encoding in encodings]
                 for name in names
@@ -162,7 +164,13 @@ class TextClassification(Task):
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        settings = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, **options}
+        settings = {
+            "dtype": torch.float32,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "use_safetensors": True,
+            **options,
+        }
         return cast("PreTrainedModel", AutoModelForSequenceClassification.from_pretrained(folder, **settings))
 
     def config_options(self) -> dict[str, Any]:
@@ -206,12 +214,33 @@ class TextClassification(Task):
         return hot
 
 
+@contextmanager
+def tokenizing(folder: Path) -> Iterator[None]:
+    """Turn what tokenizers raise about a broken file into a ModelError.
+
+    Their parsers raise bare exceptions, and a panic of their Rust code is no ``Exception`` at all.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            "The tokenizer cannot be opened or does not work.",
+            value=f"{folder.name}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
+            fix="Save it again: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+        ) from error
+
+
 def input_names(folder: Path) -> list[str]:
     """Return the inputs of the model in a folder, as its config and tokenizer say."""
     model = _read_json(folder / "config.json")
     names = ["input_ids", "attention_mask"]
     if model:
-        typed = int(model.get("type_vocab_size") or 0) > 1
+        types = model.get("type_vocab_size")
+        typed = type(types) is int and types > 1
     else:
         typed = "token_type_ids" in _read_json(folder / "tokenizer_config.json").get("model_input_names", ())
     return [*names, "token_type_ids"] if typed else names
@@ -228,12 +257,20 @@ def _open_tokenizer(folder: Path) -> tuple[Any, list[str], int]:
             value=folder.name,
             fix="Save a fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
         )
-    tokenizer = Tokenizer.from_file(str(source))
+    with tokenizing(folder):
+        tokenizer = Tokenizer.from_file(str(source))
     config = _read_json(folder / "tokenizer_config.json")
     padding = config.get("pad_token", "[PAD]")
-    padding = padding["content"] if isinstance(padding, dict) else padding
-    return tokenizer, input_names(folder), tokenizer.token_to_id(padding) or 0
+    padding = padding.get("content") if isinstance(padding, dict) else padding
+    return tokenizer, input_names(folder), tokenizer.token_to_id(str(padding)) or 0
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} cannot be read.", value=f"{path.parent.name}: {error}", fix="Save the tokenizer again."
+        ) from error

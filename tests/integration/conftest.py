@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +278,72 @@ def labelled_run(
         return record, (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
 
     return run
+
+
+@dataclass
+class Refusals:
+    """Commands that must refuse: the right exit code, three parts, nothing written; and how many there were."""
+
+    lab: Lab
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def out(self) -> Path:
+        return self.lab.root / "refused"
+
+    def of(self, kind: str, phrase: str, *verbs: Sequence[Any], code: int = 2) -> None:
+        """Demand that each command refuses with ``phrase``."""
+        from typer.testing import CliRunner
+
+        from compress.cli.app import app
+
+        before = self._stored()
+        for words in verbs:
+            result = CliRunner().invoke(app, [str(word) for word in words])
+            assert result.exit_code == code, (words, result.output, result.exception)
+            for part in ("error: ", "\n  fix:   ", phrase):
+                assert part in result.stderr, (words, result.stderr)
+            assert "Traceback" not in result.output
+            assert result.stdout == ""
+            assert not self.out.exists()
+            assert self._stored() == before
+            assert not list((self.lab.home / "work").iterdir())
+            self.counts[f"{kind}: exit {code}"] += 1
+
+    def of_recipe(self, kind: str, phrase: str, recipe: Path) -> None:
+        """Demand that ``validate`` and ``run`` refuse a recipe alike."""
+        self.of(kind, phrase, ("validate", recipe), ("run", recipe, "--out", self.out))
+
+    def or_answer(self, kind: str, words: Sequence[Any], codes: Sequence[int]) -> None:
+        """Demand that a command answers or refuses: one of these exit codes, no traceback, nothing written."""
+        from typer.testing import CliRunner
+
+        from compress.cli.app import app
+
+        before = self._stored()
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code in codes, (words, result.output, result.exception)
+        assert "Traceback" not in result.output
+        assert self._stored() == before
+        self.counts[f"{kind}: exit {result.exit_code}"] += 1
+
+    def _stored(self) -> dict[str, str]:
+        """Everything in the store but its lock files, with digests."""
+        files = (path for path in self.lab.home.rglob("*") if path.is_file() and path.suffix != ".lock")
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def refusals(lab: Lab) -> Iterator[Refusals]:
+    """The laboratory with its model in the store, so that whatever else appears there is a hostile input's."""
+    from compress.pipeline.source import resolve_source
+    from compress.recipe import load_recipe
+    from compress.store import Store
+
+    recipe = load_recipe(lab.recipe("warm", [{"export": {}}]), [], [f"MODEL={lab.model}"])
+    resolve_source(recipe, Store(lab.home), lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"MCOMPRESS_HOME": lab.home, "MODEL": lab.model, "DATA": lab.data, "COLUMNS": 80}.items():
+            patch.setenv(name, str(value))
+        patch.delenv("MCOMPRESS_DEBUG", raising=False)
+        yield Refusals(lab)

@@ -191,7 +191,7 @@ def _no_tokenizer(folder: Path) -> None:
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_pickle, "a pickle checkpoint"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
-    "damaged weights": (lambda f: (f / "model.safetensors").write_bytes(b"0" * 64), "do not fit"),
+    "damaged weights": (lambda f: (f / "model.safetensors").write_bytes(b"0" * 64), "not a whole safetensors file"),
     "not finite": (_nan, "not finite"),
     "missing weight": (_missing, "do not fit"),
     "left over weight": (_left_over, "do not fit"),

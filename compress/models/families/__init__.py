@@ -10,8 +10,10 @@ from compress.models.families.layers import (
     encoder_layers,
     find_module,
     layer_list,
+    pair,
     patches,
     replace_module,
+    whole,
 )
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "find_module",
     "is_convolutional",
     "layer_list",
+    "pair",
     "patches",
     "replace_module",
+    "whole",
 ]

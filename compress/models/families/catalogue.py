@@ -179,4 +179,4 @@ def family_of(model_type: str) -> Family:
 def is_convolutional(config: Mapping[str, Any]) -> bool:
     """Say whether a config.json describes a model of images that is no encoder of heads and neurons."""
     families = {kind for family in FAMILIES for kind in family.model_types}
-    return "num_channels" in config and config.get("model_type") not in families
+    return "num_channels" in config and str(config.get("model_type")) not in families

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +13,9 @@ from compress.models.families.catalogue import Family, family_of
 if TYPE_CHECKING:
     from torch.nn import Linear, Module
     from transformers import PreTrainedModel
+
+
+LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
     """Read the sizes of an encoder from its config.json.
 
     Raises:
-        ModelError: the model_type is not supported, or a size is missing.
+        ModelError: the model_type is not supported, or a size is missing or is none.
     """
     family = family_of(str(config.get("model_type")))
     positions = ("image_size", "patch_size") if family.image_tokens else ("max_position_embeddings",)
@@ -135,19 +138,47 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
             value=", ".join(missing),
             fix="Save the model again with `save_pretrained` of a current Transformers release.",
         )
-    layers, hidden, heads, neurons = (int(config[key]) for key in keys)
+    layers, hidden, heads, neurons = (whole(config, key) for key in keys)
     if family.image_tokens:
         tokens = patches(config) + family.image_tokens
     else:
-        tokens = int(config["max_position_embeddings"]) - family.position_offset
-    own_head_size = config.get(family.head_size_key) if family.head_size_key else None
+        tokens = whole(config, "max_position_embeddings") - family.position_offset
+    key = family.head_size_key
+    own_head_size = whole(config, key) if key and config.get(key) is not None else None
+    if own_head_size is None and hidden % heads:
+        raise ModelError(
+            "config.json divides its features among heads that they are no multiple of.",
+            value=f"{family.hidden_key} {hidden}, {family.heads_key} {heads}",
+            fix="Put the model's own config.json beside its weights.",
+        )
     return Dimensions(layers, hidden, heads, neurons, tokens, own_head_size, images=bool(family.image_tokens))
+
+
+def whole(config: Mapping[str, Any], key: str, value: Any = None) -> int:
+    """Return a size of a config.json.
+
+    Args:
+        config: config.json as a dict.
+        key: of the size.
+        value: an item of the value of ``key``; None = the value itself.
+
+    Raises:
+        ModelError: it is no whole number above 0, or an absurd one.
+    """
+    value = config.get(key) if value is None else value
+    if type(value) is not int or not 0 < value <= LARGEST_SIZE:
+        raise ModelError(
+            "A size in config.json is not a whole number above 0.",
+            value=f"{key}: {str(config.get(key, 'missing'))[:80]}",
+            fix="Put the model's own config.json beside its weights.",
+        )
+    return value
 
 
 def patches(config: Mapping[str, Any]) -> int:
     """Return how many patches the config.json of an encoder of images cuts its input into."""
-    height, width = _pair(config["image_size"])
-    patch_height, patch_width = _pair(config["patch_size"])
+    height, width = pair(config, "image_size")
+    patch_height, patch_width = pair(config, "patch_size")
     return (height // patch_height) * (width // patch_width)
 
 
@@ -178,5 +209,9 @@ def replace_module(root: Any, path: str, module: Module) -> None:
     setattr(find_module(root, parent) if parent else root, name, module)
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def pair(config: Mapping[str, Any], key: str) -> tuple[int, int]:
+    """Return height and width of a size that a config.json gives as one number or as two."""
+    value = config.get(key)
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return whole(config, key, value[0]), whole(config, key, value[1])
+    return whole(config, key), whole(config, key)
