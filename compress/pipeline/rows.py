@@ -9,7 +9,7 @@ from compress.bench.measurement import Measurement
 from compress.pipeline.costs import costs_of, missing_of
 from compress.pipeline.emulated import isa_of, part_of, twin_of
 from compress.pipeline.gpu import on_the_cpu
-from compress.pipeline.half import half_findings
+from compress.pipeline.half import half_findings, is_for_gpus
 from compress.pipeline.int8 import findings, integers
 from compress.pipeline.lineage import family
 from compress.pipeline.measuring import ONNX, TORCH, Measured
@@ -49,8 +49,10 @@ def build_rows(state: RunState, measured: Measured) -> list[report.Row]:
             classes = classes_of(state.task.labels, measured.answers, scores[cell], base)
             row = row.model_copy(update={"classes": classes})
         row = row.model_copy(update={"twin": twin_of(state.task, measurement, by_cell.values())})
-        half = half_findings(row, state.artifact(row.step), target)
-        rows.append(row.model_copy(update={"findings": (*findings(row), *half, *on_the_cpu(measurement, target))}))
+        artifact = state.artifact(row.step)
+        why = () if is_for_gpus(artifact) else findings(row)
+        half = half_findings(row, artifact, target)
+        rows.append(row.model_copy(update={"findings": (*why, *half, *on_the_cpu(measurement, target))}))
     return mark_pareto(rows)
 
 
