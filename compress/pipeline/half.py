@@ -12,12 +12,12 @@ from compress.runtimes.target import Target
 
 def is_for_gpus(artifact: Artifact | None) -> bool:
     """Say whether an artifact is INT8 in the form of TensorRT, whose speed on a CPU means nothing."""
-    return artifact is not None and {"int8", "fp16"} <= artifact.traits
+    return artifact is not None and {"int8", "fp16"} <= set(artifact.manifest.traits)
 
 
 def half_findings(row: report.Row, artifact: Artifact | None, target: Target) -> Iterator[str]:
     """Yield what a reader must know of a row of FP16 on a CPU; nothing for other rows."""
-    if artifact is None or "fp16" not in artifact.traits or target.device != "cpu" or row.status != "ok":
+    if artifact is None or "fp16" not in artifact.manifest.traits or target.device != "cpu" or row.status != "ok":
         return
     if is_for_gpus(artifact):
         yield (

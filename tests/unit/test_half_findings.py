@@ -12,7 +12,7 @@ from compress.runtimes.target import find_target
 
 def found(traits: set[str], target: str = "ort-cpu-1t", status: str = "ok") -> list[str]:
     row: Any = SimpleNamespace(status=status, speedups={ONNX: SimpleNamespace(ratio=0.97)})
-    artifact: Any = SimpleNamespace(traits=frozenset(traits))
+    artifact: Any = SimpleNamespace(manifest=SimpleNamespace(traits=sorted(traits)))
     return list(half_findings(row, artifact, find_target(target)))
 
 
