@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import UsageError
 from compress.recipe import Recipe, load_recipe
+from compress.resources import space_explained
 from compress.store import Store
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run(
     Raises:
         CompressError: see ``compress.errors``; a failed gate is not an error but a result.
     """
+    from compress.pipeline import folder
     from compress.pipeline.cards import write_cards
     from compress.pipeline.outcomes import write_outcomes
     from compress.pipeline.public import command_line, public_path
@@ -89,24 +91,26 @@ def run(
         {"recipe": loaded.name, "model": public_path(loaded.model or ""), "seed": loaded.run.seed},
     )
     summary = None
-    try:
-        state, measured = _work(loaded, place, kept, sink)
-        name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
-        flags = ("--examples",) if examples else ()
-        line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
-        summary = summarise(state, measured, line, examples=examples)
-    finally:
-        sink.finish(summary)
-    write_samples(measured, place / "measurements.json")
-    write_outcomes(state, measured, place)
-    write_report(summary, place)
-    if (place / "ingested").is_dir():
-        from compress.kit.ingesting import reapply
+    with space_explained(kept.root, place), folder.occupied(place), kept.serving(place, sink):
+        try:
+            state, measured = _work(loaded, place, kept, sink)
+            name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
+            flags = ("--examples",) if examples else ()
+            line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
+            summary = summarise(state, measured, line, examples=examples)
+        finally:
+            sink.finish(summary)
+        write_samples(measured, place / "measurements.json")
+        write_outcomes(state, measured, place)
+        write_report(summary, place)
+        if (place / "ingested").is_dir():
+            from compress.kit.ingesting import reapply
 
-        for sentence in reapply(place):
-            sink(sentence)
-        summary = read_report(place)
-    write_cards(summary, place)
+            for sentence in reapply(place):
+                sink(sentence)
+            summary = read_report(place)
+        write_cards(summary, place)
+        folder.finish(place)
     return RunResult(place, summary, tuple(state.failed_gates))
 
 
@@ -118,7 +122,7 @@ def _work(recipe: Recipe, place: Path, store: Store, sink: Progress) -> tuple[Ru
 
     state = run_steps(make_plan(recipe), place, store, sink)
     sink(StepStarted("measure", "accuracy, latency and memory of every stage, each in a fresh process"))
-    with store.workspace() as work:
+    with store.temporary_files() as work:
         return state, measure_run(state, work, sink)
 
 

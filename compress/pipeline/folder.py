@@ -2,12 +2,14 @@
 
 ::
 
-    run.json               steps with their store keys and digests, written after each step
+    run.json               steps with their store keys and digests, written after each step; finished once all is there
     recipe.resolved.yaml   every default spelled out, variables unexpanded
     deliverables/<step>/   the artifacts to ship
     measurements.json      raw samples
     outcomes.json          which examples of the evaluated split each artifact got right
     report.json|md|html
+
+Every file appears whole (``compress.disk``), and one run at a time writes here.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from compress.artifact import Artifact, open_artifact
+from compress.disk import lock_folder, make_folder, remove_partials, write_atomically
 from compress.errors import ModelError, UsageError, did_you_mean
+from compress.resources import require_space
 from compress.store import Store
 
 RUN_FILE = "run.json"
@@ -56,15 +62,38 @@ class RunRecord(BaseModel):
     steps: dict[str, StepRecord] = {}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+@contextmanager
+def occupied(out: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second run writes into it; made if missing, and removed if it stays empty.
+
+    Raises:
+        UsageError: another run holds it, or it cannot be made.
+    """
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "The folder of the run cannot be made.", value=f"{out}: {error.strerror}", fix="Choose another --out."
+        ) from error
+    try:
+        handle = lock_folder(out)
+    except OSError:  # a file system without locks
+        handle = -1
+    if handle is None:
+        raise UsageError(
+            "Another run is writing into this folder.", value=out, fix="Wait for it, or choose another --out."
+        )
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # it holds something now
+                break
 
 
 def check_place(out: Path, name: str) -> RunRecord | None:
@@ -77,13 +106,20 @@ def check_place(out: Path, name: str) -> RunRecord | None:
         raise UsageError("--out names a file.", value=out, fix="Name a folder.")
     previous = out / RUN_FILE
     if previous.is_file():
-        old = read_run(out)
+        try:
+            old = read_run(out)
+        except ModelError as error:
+            raise UsageError(
+                "The folder holds a run whose run.json is damaged.",
+                value=previous,
+                fix="Remove the folder, or choose another --out; finished steps are in the store.",
+            ) from error
         if old.name != name:
             raise UsageError(
                 f"The folder already holds a run of {old.name!r}.", value=out, fix="Choose another --out for this one."
             )
         return old
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
         raise UsageError("--out is not empty and holds no run.", value=out, fix="Choose another folder.")
     return None
 
@@ -93,14 +129,23 @@ def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRe
 
     What an earlier run left there (deliverables, samples, report) is removed: this one makes its own.
     """
-    if check_place(out, name) is not None:
+    known = check_place(out, name) is not None
+    record = RunRecord(name=name, recipe_digest=recipe_digest)
+    save(out, record)
+    remove_partials(out)
+    if known:
         shutil.rmtree(out / DELIVERABLES, ignore_errors=True)
         for file in RESULTS:
             (out / file).unlink(missing_ok=True)
-    record = RunRecord(name=name, recipe_digest=recipe_digest)
     write_atomically(out / RECIPE_FILE, recipe_text)
-    save(out, record)
     return record
+
+
+def finish(out: Path) -> None:
+    """Put on record that everything a run leaves is there."""
+    record = read_run(out)
+    record.finished = True
+    save(out, record)
 
 
 def save(out: Path, record: RunRecord) -> None:
@@ -123,13 +168,13 @@ def read_run(out: Path) -> RunRecord:
 
 
 def deliver(artifact: Artifact, out: Path) -> None:
-    """Copy an artifact into place with one rename."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(artifact.path, partial)
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    """Copy an artifact into place with one rename.
+
+    Raises:
+        StorageError: there is not enough space.
+    """
+    require_space(out.parent, sum(record.bytes for record in artifact.manifest.files.values()), f"{out.name!r}")
+    make_folder(out, lambda partial: shutil.copytree(artifact.path, partial))
 
 
 def split_step(source: str) -> tuple[Path, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from compress import __version__
 from compress.artifact import Artifact, Graph, PassRecord, create_artifact, hash_json, open_artifact
+from compress.disk import size_of
 from compress.models.files import hash_files
 from compress.passes.base import Progress, library_versions
 from compress.recipe import Recipe
@@ -58,7 +59,10 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
         }
     )
     emit(f"[0] model: {recipe.model}")
-    path, cached = store.get_or_build(key, f"{recipe.name}:model", lambda payload: _take_in(place, payload, recipe))
+    size = size_of(place) if place.is_dir() else place.stat().st_size
+    path, cached = store.get_or_build(
+        key, f"{recipe.name}:model", lambda payload: _take_in(place, payload, recipe), space=2 * size
+    )
     artifact = open_artifact(path)
     return Source(path, artifact.manifest.task, cached)
 

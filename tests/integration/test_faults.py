@@ -1,0 +1,158 @@
+"""A run that is stopped at any file operation, in any way, and started again: the same as one that was left alone.
+
+The faults are those of ``fault_driver.py``. Each chain stops one run several times, at drawn places, and lets it end.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).with_name("fault_driver.py")
+DEADLY = ("kill", "power")
+FAULTS = (*DEADLY, "full", "memory", "interrupt")
+PLAIN = [
+    {"export": {}},
+    {"quantize": {}, "id": "int8"},
+    {"cast": {}, "id": "fp16", "from": "export"},
+]
+TRAINED = [
+    {"prune": {"layers": 1, "samples": 16}},
+    {"distill": {"teacher": "model", "epochs": 4, "batch_size": 8}},
+]
+EVERY = [
+    {"finetune": {"epochs": 2, "batch_size": 8}},
+    {"prune": {"layers": 1, "samples": 16}},
+    {"distill": {"teacher": "finetune", "epochs": 3, "batch_size": 8, "seeds": 2}},
+    {"trim": {}},
+    {"factorize": {}, "optional": True},
+    {"qat": {"epochs": 2, "batch_size": 8}, "id": "qat", "optional": True},
+    {"export": {}, "from": "trim"},
+    {"quantize": {}, "id": "int8"},
+    {"cast": {}, "id": "fp16", "from": "export"},
+    {"build": {}, "id": "engine", "from": "fp16", "optional": True},
+]
+
+
+@dataclass
+class Driver:
+    """Starts runs of one recipe that meet a fault."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, home: Path, out: Path, at: int = 0, how: str = "kill") -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        job = {"home": str(home), "out": str(out), "at": at, "how": how}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def driver(lab: Any, recipe: Path) -> Iterator[Driver]:
+    temporary = recipe.with_suffix(".tmp")
+    temporary.mkdir()
+    with (
+        recipe.with_suffix(".log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, str(DRIVER), str(recipe)],
+            cwd=lab.root,
+            env=lab.environment | {"TMPDIR": str(temporary), "TOKENIZERS_PARALLELISM": "false"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as process,
+    ):
+        yield Driver(process)
+    assert process.returncode == 0, recipe.with_suffix(".log").read_text()
+    assert list(temporary.iterdir()) == []
+
+
+def entries(home: Path) -> dict[str, bytes]:
+    """The records of finished work, which hold the digests of all files."""
+    return {path.parent.name: path.read_bytes() for path in home.glob("entries/*/entry.json")}
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """What two runs must agree in: digests of all artifacts, accuracies, which examples were right, file names."""
+    record = json.loads((out / "run.json").read_text())
+    assert record["finished"]
+    report = json.loads((out / "report.json").read_text())
+    outcomes = out / "outcomes.json"
+    return {
+        "digests": {name: (step["status"], step["digest"]) for name, step in record["steps"].items()},
+        "accuracies": {f"{row['step']} {row['target']}": row["accuracy"] for row in report["rows"]},
+        "outcomes": outcomes.read_text() if outcomes.exists() else None,
+        "files": sorted(path.relative_to(out).as_posix() for path in out.rglob("*")),
+    }
+
+
+def left_over(home: Path) -> list[Path]:
+    """What is no finished work: anything in work/ or partial/."""
+    return [*home.glob("work/*"), *home.glob("partial/*")]
+
+
+def stop_and_go(lab: Any, name: str, steps: list[Any], chains: int, stops: int, faults: tuple[str, ...]) -> None:
+    """Let ``chains`` runs meet ``stops`` faults each, then end, and compare each with an undisturbed run."""
+    recipe, draw = lab.recipe(name, steps), random.Random(name)
+    reference, aim = lab.root / f"{name}-home", lab.root / f"{name}-out"
+    with driver(lab, recipe) as it:
+        whole = it.run(reference, aim)
+        assert whole["code"] == 0, whole["said"]
+        struck = 0
+        for chain in range(chains):
+            home, out = lab.root / f"{name}-home-{chain}", lab.root / f"{name}-out-{chain}"
+            known: dict[str, bytes] = {}
+            for stop in range(stops):
+                how = faults[(chain + stop) % len(faults)]
+                at = draw.randint(1, max(whole["operations"] // 3, 2))
+                seen = it.run(home, out, at, how)
+                where = f"{name}, chain {chain}, stop {stop}: {how} at operation {at}: {seen}"
+                struck += seen["code"] != 0
+                expected = {"kill": (137,), "power": (137,), "full": (4,), "memory": (4,), "interrupt": (130,)}[how]
+                assert seen["code"] in (0, *expected), where
+                if how == "full" and seen["code"]:
+                    assert "MB free" in seen["said"][-1] or "GB free" in seen["said"][-1], where
+                    assert str(home) in seen["said"][-1] or str(out) in seen["said"][-1], where
+                if how not in DEADLY:
+                    assert not list(home.glob("work/*")), where
+                    assert not list(out.rglob(".*")), where
+                now = entries(home)
+                assert {key: now.get(key) for key in known} == known, f"{where}: finished work was done again"
+                known = now
+            final = it.run(home, out)
+            where = f"{name}, chain {chain}: {final}"
+            assert final["code"] == 0, where
+            assert not any("damaged" in line for line in final["said"]), where
+            now = entries(home)
+            assert {key: now.get(key) for key in known} == known, f"{where}: finished work was done again"
+            assert facts(out) == facts(aim), where
+            assert now.keys() == entries(reference).keys(), where
+            assert left_over(home) == [], where
+        assert struck > chains * stops // 2
+    print(f"{name}: {struck} faults in {chains} runs of about {whole['operations']} operations")
+
+
+def test_stopped_at_any_operation(lab) -> None:
+    stop_and_go(lab, "stopped", PLAIN, chains=1, stops=7, faults=FAULTS)
+
+
+def test_stopped_while_training(lab) -> None:
+    stop_and_go(lab, "stopped-training", TRAINED, chains=1, stops=6, faults=("power", "kill", "interrupt"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_hundred_stops_over_every_pass(lab) -> None:
+    stop_and_go(lab, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)
