@@ -66,6 +66,10 @@ class Lab:
         return path
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        return LABELS
+
+    @property
     def measure(self) -> dict[str, Any]:
         """The least that can be measured."""
         return {**MEASURE, "baselines": []}
