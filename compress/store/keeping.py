@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,8 +25,23 @@ from compress.store.claims import Claim
 from compress.store.entries import PAYLOAD, RECORD, Entry, damage, read_entry
 
 _UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-_SERVING: list[Claim] = []
-"""Claims of the runs that this process is making."""
+
+
+@dataclass
+class _Serving:
+    """A run that this process is making; its claim is opened when it first needs a key."""
+
+    root: Path
+    run: Path
+    claim: Claim | None = None
+
+    def add(self, key: str) -> None:
+        if self.claim is None:
+            self.claim = Claim(self.root, self.run)
+        self.claim.add(key)
+
+
+_SERVING: list[_Serving] = []
 
 
 class Store:
@@ -59,18 +75,16 @@ class Store:
             tell: takes what is worth telling.
         """
         before, self.tell = self.tell, tell
-        claim, finished = None, False
-        with contextlib.suppress(OSError):  # a store that cannot be written to is not collected either
-            claim = Claim(self.root, run)
-            _SERVING.append(claim)
+        serving, finished = _Serving(self.root.absolute(), run.absolute()), False
+        _SERVING.append(serving)
         try:
             yield
             finished = True
         finally:
             self.tell = before
-            if claim is not None:
-                _SERVING.remove(claim)
-                claim.close(finished=finished)
+            _SERVING[:] = [other for other in _SERVING if other is not serving]
+            if serving.claim is not None:
+                serving.claim.close(finished=finished)
 
     def find(self, key: str) -> Path | None:
         """Return the payload folder of a finished entry, or None.
@@ -231,17 +245,20 @@ class Store:
         """Claim a key before it is looked for, and notice it as an input of what is being built."""
         for used in getattr(self._builds, "stack", ()):
             used.add(key)
-        with contextlib.suppress(OSError):
-            claims = [claim for claim in _SERVING if claim.root.absolute() == self.root.absolute()]
-            for claim in claims or self._own_claim():
-                claim.add(key)
+        root = self.root.absolute()
+        with contextlib.suppress(OSError):  # a store that cannot be written to is not collected either
+            serving = [it for it in _SERVING if it.root == root]
+            for it in serving:
+                it.add(key)
+            if not serving and root.exists():
+                self._own_claim().add(key)
 
-    def _own_claim(self) -> list[Claim]:
+    def _own_claim(self) -> Claim:
         """Return the claim of a process that reads the store outside a run; it ends with this object."""
-        if self._claim is None and self.root.exists():
+        if self._claim is None:
             self._claim = Claim(self.root)
             weakref.finalize(self, self._claim.close)
-        return [self._claim] if self._claim else []
+        return self._claim
 
     @contextmanager
     def _noticing(self, made_from: Iterable[Path]) -> Iterator[set[str]]:

@@ -141,7 +141,7 @@ def stop_and_go(
 
 
 def test_stopped_at_any_operation(lab, tiny_exported) -> None:
-    source = {"model": str(tiny_exported().file()), "labels": {f"LABEL_{i}": x for i, x in enumerate(lab.labels)}}
+    source = lab.exported(tiny_exported())
     stop_and_go(lab, "stopped", [{"quantize": {}}], chains=1, stops=7, faults=FAULTS, **source)
 
 
@@ -153,4 +153,4 @@ def test_stopped_while_training(lab) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_hundred_stops_over_every_pass(lab) -> None:
-    stop_and_go(lab, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)
+    stop_and_go(lab, "stopped-everywhere", EVERY, chains=1, stops=5, faults=FAULTS)
