@@ -34,6 +34,8 @@ EVERY = [
     {"cast": {}, "id": "fp16", "from": "export"},
     {"build": {}, "id": "engine", "from": "fp16", "optional": True},
 ]
+TIMED = {"engine"}
+"""TensorRT times kernels while it builds, so no two engines are equal."""
 
 
 @dataclass
@@ -84,7 +86,9 @@ def facts(out: Path) -> dict[str, Any]:
     report = json.loads((out / "report.json").read_text())
     outcomes = out / "outcomes.json"
     return {
-        "digests": {name: (step["status"], step["digest"]) for name, step in record["steps"].items()},
+        "digests": {
+            name: (step["status"], None if name in TIMED else step["digest"]) for name, step in record["steps"].items()
+        },
         "accuracies": {f"{row['step']} {row['target']}": row["accuracy"] for row in report["rows"]},
         "outcomes": outcomes.read_text() if outcomes.exists() else None,
         "files": sorted(path.relative_to(out).as_posix() for path in out.rglob("*")),
@@ -136,6 +140,7 @@ def stop_and_go(
             assert now.keys() == entries(reference).keys(), where
             assert half_made(home, out) == set(), where
             assert list(home.glob("partial/*")) == [], where
+            print(f"{name}, chain {chain}: equal after {struck} faults so far")
         assert struck > chains * stops // 2
     print(f"{name}: {struck} faults in {chains} runs of about {whole['operations']} operations")
 
@@ -153,4 +158,4 @@ def test_stopped_while_training(lab) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_hundred_stops_over_every_pass(lab) -> None:
-    stop_and_go(lab, "stopped-everywhere", EVERY, chains=1, stops=5, faults=FAULTS)
+    stop_and_go(lab, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)
