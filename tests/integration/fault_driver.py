@@ -1,7 +1,7 @@
-"""Runs a recipe again and again in forked processes, each of which meets one fault at its n-th file operation.
+"""Runs recipes again and again in forked processes, each of which meets one fault at its n-th file operation.
 
-``python fault_driver.py RECIPE``: reads one JSON job per line on standard input, ``{"home", "out", "at", "how"}``,
-and answers each with ``{"code", "operations", "said"}``. ``at`` 0 means that nothing happens.
+Reads one JSON job per line on standard input, ``{"recipe", "home", "out", "at", "how"}``, and answers each with
+``{"code", "operations", "said"}``. ``at`` 0 means that nothing happens. Its working folder is its own.
 
 What counts as an operation: whatever changes a file or a folder below ``home`` or ``out`` (opened for writing,
 renamed, removed, made), and every fsync. ``how`` is one of
@@ -106,7 +106,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run(recipe: str, job: dict[str, Any], count_file: Path) -> int:
+def run(job: dict[str, Any], count_file: Path) -> int:
     """Do the work of one process; return the exit code that the command would have."""
     import compress
     from compress.errors import CompressError
@@ -116,7 +116,9 @@ def run(recipe: str, job: dict[str, Any], count_file: Path) -> int:
     said = []
     faults.install()
     try:
-        result = compress.run(recipe, out, store=compress.Store(home), emit=lambda message, *_: said.append(message))
+        result = compress.run(
+            job["recipe"], out, store=compress.Store(home), emit=lambda message, *_: said.append(message)
+        )
         code = result.exit_code
     except CompressError as error:
         said.append(str(error))
@@ -132,7 +134,6 @@ def run(recipe: str, job: dict[str, Any], count_file: Path) -> int:
 
 
 def main() -> int:
-    recipe = sys.argv[1]
     import onnx  # noqa: F401 - imported once, before the forks
     import onnxruntime  # noqa: F401
     import torch
@@ -145,7 +146,7 @@ def main() -> int:
     for name in passes:
         passes.get(name)
     torch.set_num_threads(1)
-    count_file = Path(recipe).with_suffix(f".{os.getpid()}.count")
+    count_file = Path("count.json").absolute()
     for line in sys.stdin:
         count_file.unlink(missing_ok=True)
         child = os.fork()
@@ -153,7 +154,7 @@ def main() -> int:
             code = 99
             os.dup2(2, 1)
             try:
-                code = run(recipe, json.loads(line), count_file)
+                code = run(json.loads(line), count_file)
             except BaseException:
                 import traceback
 

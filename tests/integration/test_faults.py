@@ -7,20 +7,12 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DRIVER = Path(__file__).with_name("fault_driver.py")
 DEADLY = ("kill", "power")
-_OF_ONNX_RUNTIME = ".ses"
-"""What importing it leaves in the folder for temporary files."""
 FAULTS = (*DEADLY, "full", "memory", "interrupt")
 EVERY = [
     {"finetune": {"epochs": 2, "batch_size": 8}},
@@ -36,42 +28,6 @@ EVERY = [
 ]
 TIMED = {"engine"}
 """TensorRT times kernels while it builds, so no two engines are equal."""
-
-
-@dataclass
-class Driver:
-    """Starts runs of one recipe that meet a fault."""
-
-    process: subprocess.Popen[str]
-
-    def run(self, home: Path, out: Path, at: int = 0, how: str = "kill") -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        job = {"home": str(home), "out": str(out), "at": at, "how": how}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@contextmanager
-def driver(lab: Any, recipe: Path) -> Iterator[Driver]:
-    temporary = recipe.with_suffix(".tmp")
-    temporary.mkdir()
-    with (
-        recipe.with_suffix(".log").open("w") as log,
-        subprocess.Popen(
-            [sys.executable, str(DRIVER), str(recipe)],
-            cwd=lab.root,
-            env=lab.environment | {"TMPDIR": str(temporary), "TOKENIZERS_PARALLELISM": "false"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        ) as process,
-    ):
-        yield Driver(process)
-    assert process.returncode == 0, recipe.with_suffix(".log").read_text()
-    assert [path.name for path in temporary.iterdir() if path.name != _OF_ONNX_RUNTIME] == []
 
 
 def entries(home: Path) -> dict[str, bytes]:
@@ -101,12 +57,12 @@ def half_made(home: Path, out: Path) -> set[Path]:
 
 
 def stop_and_go(
-    lab: Any, name: str, steps: list[Any], chains: int, stops: int, faults: tuple[str, ...], **changes: Any
+    lab: Any, drive: Any, name: str, steps: list[Any], chains: int, stops: int, faults: tuple[str, ...], **changes: Any
 ) -> None:
     """Let ``chains`` runs meet ``stops`` faults each, then end, and compare each with an undisturbed run."""
     recipe, draw = lab.recipe(name, steps, **changes), random.Random(name)
     reference, aim = lab.root / f"{name}-home", lab.root / f"{name}-out"
-    with driver(lab, recipe) as it:
+    with drive(recipe) as it:
         whole = it.run(reference, aim)
         assert whole["code"] == 0, whole["said"]
         struck = 0
@@ -145,17 +101,19 @@ def stop_and_go(
     print(f"{name}: {struck} faults in {chains} runs of about {whole['operations']} operations")
 
 
-def test_stopped_at_any_operation(lab, tiny_exported) -> None:
+def test_stopped_at_any_operation(lab, drive, tiny_exported) -> None:
     source = lab.exported(tiny_exported())
-    stop_and_go(lab, "stopped", [{"quantize": {}}], chains=1, stops=7, faults=FAULTS, **source)
+    stop_and_go(lab, drive, "stopped", [{"quantize": {}}], chains=1, stops=7, faults=FAULTS, **source)
 
 
-def test_stopped_while_training(lab) -> None:
+def test_stopped_while_training(lab, drive) -> None:
     steps = [{"distill": {"teacher": "model", "epochs": 4, "batch_size": 8}}]
-    stop_and_go(lab, "stopped-training", steps, chains=1, stops=4, faults=("power", "kill", "interrupt", "power"))
+    stop_and_go(
+        lab, drive, "stopped-training", steps, chains=1, stops=4, faults=("power", "kill", "interrupt", "power")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_a_hundred_stops_over_every_pass(lab) -> None:
-    stop_and_go(lab, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)
+def test_a_hundred_stops_over_every_pass(lab, drive) -> None:
+    stop_and_go(lab, drive, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)

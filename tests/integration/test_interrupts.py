@@ -134,18 +134,3 @@ def test_interrupted_while_starting(lab, long_recipe, delay_s) -> None:
     assert said.strip().splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in said
     assert not list((home / "work").glob("*"))
-
-
-def test_runs_of_one_recipe_at_once_make_each_step_once(lab, tiny_exported) -> None:
-    steps = [{"quantize": {}, "id": "int8"}, {"cast": {}, "id": "fp16", "from": "model"}]
-    recipe = lab.recipe("together", steps, **lab.exported(tiny_exported()))
-    home = lab.root / "home-together"
-    runs = [lab.start("run", recipe, "--out", lab.root / f"together-{i}", MCOMPRESS_HOME=str(home)) for i in range(3)]
-    said = [process.communicate(timeout=PATIENCE_S)[1] for process in runs]
-    assert [process.returncode for process in runs] == [0, 0, 0], said
-    steps = [json.loads((lab.root / f"together-{i}" / "run.json").read_text())["steps"] for i in range(3)]
-    for name in ("fp16", "int8"):
-        assert len({made[name]["digest"] for made in steps}) == 1
-        assert sum(not made[name]["cached"] for made in steps) == 1
-    assert list((home / "work").iterdir()) == []
-    assert list((home / "partial").iterdir()) == []
