@@ -69,6 +69,7 @@ def occupied(out: Path) -> Iterator[None]:
     Raises:
         UsageError: another run holds it, or it cannot be made.
     """
+    _refuse_file(out)
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,7 @@ def check_place(out: Path, name: str) -> RunRecord | None:
     Raises:
         UsageError: the folder holds another recipe's run, or things that are not a run.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError("--out names a file.", value=out, fix="Name a folder.")
+    _refuse_file(out)
     previous = out / RUN_FILE
     if previous.is_file():
         try:
@@ -122,6 +122,11 @@ def check_place(out: Path, name: str) -> RunRecord | None:
     if out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
         raise UsageError("--out is not empty and holds no run.", value=out, fix="Choose another folder.")
     return None
+
+
+def _refuse_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError("--out names a file.", value=out, fix="Name a folder.")
 
 
 def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
