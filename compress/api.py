@@ -15,6 +15,7 @@ from compress.store import Store
 if TYPE_CHECKING:
     from compress.passes.base import Progress
     from compress.pipeline.measuring import Measured
+    from compress.pipeline.planning import RunPlan
     from compress.pipeline.running import RunState
     from compress.report.model import Report
 
@@ -70,6 +71,7 @@ def run(
     from compress.pipeline import folder
     from compress.pipeline.cards import write_cards
     from compress.pipeline.outcomes import write_outcomes
+    from compress.pipeline.planning import make_plan
     from compress.pipeline.public import command_line, public_path
     from compress.pipeline.summary import summarise, write_samples
     from compress.pipeline.tracking import Tracking
@@ -90,10 +92,16 @@ def run(
         emit or _silent,
         {"recipe": loaded.name, "model": public_path(loaded.model or ""), "seed": loaded.run.seed},
     )
-    summary = None
-    with space_explained(kept.root, place), folder.occupied(place), kept.serving(place, sink):
+    plan, summary = make_plan(loaded), None
+    folder.check_place(place, loaded.name)
+    with (
+        space_explained(kept.root, place),
+        folder.occupied(place),
+        kept.serving(place, sink),
+        kept.temporary_files() as work,
+    ):
         try:
-            state, measured = _work(loaded, place, kept, sink)
+            state, measured = _work(plan, place, kept, work, sink)
             name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
             flags = ("--examples",) if examples else ()
             line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
@@ -114,16 +122,14 @@ def run(
     return RunResult(place, summary, tuple(state.failed_gates))
 
 
-def _work(recipe: Recipe, place: Path, store: Store, sink: Progress) -> tuple[RunState, Measured]:
+def _work(plan: RunPlan, place: Path, store: Store, work: Path, sink: Progress) -> tuple[RunState, Measured]:
     from compress.pipeline.measuring import measure_run
-    from compress.pipeline.planning import make_plan
     from compress.pipeline.running import run_steps
     from compress.progress import StepStarted
 
-    state = run_steps(make_plan(recipe), place, store, sink)
+    state = run_steps(plan, place, store, sink)
     sink(StepStarted("measure", "accuracy, latency and memory of every stage, each in a fresh process"))
-    with store.temporary_files() as work:
-        return state, measure_run(state, work, sink)
+    return state, measure_run(state, work, sink)
 
 
 def _silent(message: str, done: int | None = None, total: int | None = None) -> None:

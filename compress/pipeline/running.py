@@ -101,16 +101,6 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
     if source is not None:
         state.outcomes[SOURCE] = StepOutcome("done", open_artifact(source.path), cached=source.cached)
     predictions = Predictions(store, recipe.run, emit)
-    with store.temporary_files():
-        _run_plan(state, record, predictions, out, store, emit)
-    return state
-
-
-def _run_plan(
-    state: RunState, record: folder.RunRecord, predictions: Predictions, out: Path, store: Store, emit: Progress
-) -> None:
-    """Apply the steps in their order, and put each on record when it is done."""
-    plan = state.plan
     for number, step in enumerate(plan.steps, 1):
         emit(StepStarted(step.id, step.plan.summary, number, len(plan.steps)))
         outcome, key = _run_step(step, state, store, emit)
@@ -131,6 +121,7 @@ def _run_plan(
         record.steps[step.id] = entry
         folder.save(out, record)
         emit(_one_line(step, outcome, plan))
+    return state
 
 
 def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) -> tuple[StepOutcome, str | None]:
