@@ -116,4 +116,4 @@ def test_stopped_while_training(lab, drive) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_hundred_stops_over_every_pass(lab, drive) -> None:
-    stop_and_go(lab, drive, "stopped-everywhere", EVERY, chains=10, stops=10, faults=FAULTS)
+    stop_and_go(lab, drive, "stopped-everywhere", EVERY, chains=11, stops=10, faults=FAULTS)
