@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from compress.errors import UsageError
 from compress.recipe import Recipe, load_recipe
+from compress.resources import space_explained
 from compress.store import Store
 
 if TYPE_CHECKING:
     from compress.passes.base import Progress
     from compress.pipeline.measuring import Measured
+    from compress.pipeline.planning import RunPlan
     from compress.pipeline.running import RunState
     from compress.report.model import Report
 
@@ -66,8 +68,10 @@ def run(
     Raises:
         CompressError: see ``compress.errors``; a failed gate is not an error but a result.
     """
+    from compress.pipeline import folder
     from compress.pipeline.cards import write_cards
     from compress.pipeline.outcomes import write_outcomes
+    from compress.pipeline.planning import make_plan
     from compress.pipeline.public import command_line, public_path
     from compress.pipeline.summary import summarise, write_samples
     from compress.pipeline.tracking import Tracking
@@ -88,38 +92,44 @@ def run(
         emit or _silent,
         {"recipe": loaded.name, "model": public_path(loaded.model or ""), "seed": loaded.run.seed},
     )
-    summary = None
-    try:
-        state, measured = _work(loaded, place, kept, sink)
-        name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
-        flags = ("--examples",) if examples else ()
-        line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
-        summary = summarise(state, measured, line, examples=examples)
-    finally:
-        sink.finish(summary)
-    write_samples(measured, place / "measurements.json")
-    write_outcomes(state, measured, place)
-    write_report(summary, place)
-    if (place / "ingested").is_dir():
-        from compress.kit.ingesting import reapply
+    plan, summary = make_plan(loaded), None
+    folder.check_place(place, loaded.name)
+    with (
+        space_explained(kept.root, place),
+        folder.occupied(place),
+        kept.serving(place, sink),
+        kept.temporary_files() as work,
+    ):
+        try:
+            state, measured = _work(plan, place, kept, work, sink)
+            name = loaded.name if isinstance(recipe, Recipe) else str(recipe)
+            flags = ("--examples",) if examples else ()
+            line = command or command_line(loaded, name, "DIR", overrides, variables, flags=flags)
+            summary = summarise(state, measured, line, examples=examples)
+        finally:
+            sink.finish(summary)
+        write_samples(measured, place / "measurements.json")
+        write_outcomes(state, measured, place)
+        write_report(summary, place)
+        if (place / "ingested").is_dir():
+            from compress.kit.ingesting import reapply
 
-        for sentence in reapply(place):
-            sink(sentence)
-        summary = read_report(place)
-    write_cards(summary, place)
+            for sentence in reapply(place):
+                sink(sentence)
+            summary = read_report(place)
+        write_cards(summary, place)
+        folder.finish(place)
     return RunResult(place, summary, tuple(state.failed_gates))
 
 
-def _work(recipe: Recipe, place: Path, store: Store, sink: Progress) -> tuple[RunState, Measured]:
+def _work(plan: RunPlan, place: Path, store: Store, work: Path, sink: Progress) -> tuple[RunState, Measured]:
     from compress.pipeline.measuring import measure_run
-    from compress.pipeline.planning import make_plan
     from compress.pipeline.running import run_steps
     from compress.progress import StepStarted
 
-    state = run_steps(make_plan(recipe), place, store, sink)
+    state = run_steps(plan, place, store, sink)
     sink(StepStarted("measure", "accuracy, latency and memory of every stage, each in a fresh process"))
-    with store.workspace() as work:
-        return state, measure_run(state, work, sink)
+    return state, measure_run(state, work, sink)
 
 
 def _silent(message: str, done: int | None = None, total: int | None = None) -> None:

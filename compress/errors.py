@@ -10,7 +10,8 @@
     ├── MissingCapabilityError         3  a package, a device or a kernel is not here
     └── RunError                       4  a step failed
         ├── ParityError                4  a step changed outputs that it must preserve
-        └── IntegrityError             4  bytes on disk are not the bytes that were written
+        ├── IntegrityError             4  bytes on disk are not the bytes that were written
+        └── StorageError               4  a disk is full, or a folder cannot be written to
 
 Every error has three parts: what happened, with which value, and what to do about it.
 A failed gate is a result, not an exception: ``mcompress run`` reports it and exits with 1.
@@ -30,6 +31,7 @@ __all__ = [
     "ParityError",
     "RecipeError",
     "RunError",
+    "StorageError",
     "UsageError",
     "did_you_mean",
 ]
@@ -102,6 +104,10 @@ class ParityError(RunError):
 
 class IntegrityError(RunError):
     pass
+
+
+class StorageError(RunError):
+    """Never the fault of a step: an optional step does not fail of it, the run stops."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -124,7 +124,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 kill = True
         if kill:
-            self._process.kill()
+            self._kill()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -137,6 +137,13 @@ class Child:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(kill=kind is not None)
+
+    def _kill(self) -> None:
+        """Kill the process and what it started: it leads a session of its own."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self._process.kill()
 
     def _death(self, op: str) -> ChildError:
         code = self._process.wait()

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-_PR_SET_PDEATHSIG = 1
+from compress.children import die_with_parent
 
 
 def main() -> int:
     answers = _take_stdout()
-    _die_with_parent()
+    die_with_parent()
     handle: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     for line in sys.stdin:
         job = json.loads(line)
@@ -41,14 +40,6 @@ def _take_stdout() -> TextIO:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     return answers
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, however it ends; elsewhere the closed input must do."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _start(cores: list[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:

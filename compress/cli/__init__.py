@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the ``mcompress`` command."""
+    from compress.cli.interrupts import leave_on_interrupt
+
+    leave_on_interrupt()
     from compress.cli.app import app
 
     app(prog_name="mcompress")

@@ -17,6 +17,7 @@ from compress.cli.recipes import cat, cp, ls
 from compress.cli.report import report
 from compress.cli.run import run
 from compress.cli.sensitivity import sensitivity
+from compress.cli.store import store
 
 app = typer.Typer(
     name="mcompress",
@@ -62,3 +63,4 @@ for _command in (
     arm64,
 ):
     app.command()(_command)
+app.add_typer(store)

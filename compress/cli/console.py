@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -13,8 +14,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
+from compress.cli.interrupts import INTERRUPTED, interruptible
 from compress.errors import CompressError
 
+_OF_THE_REQUEST = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+"""Errors of a path that was given, not of the run."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -32,19 +36,35 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with interruptible():
+                return command(*args, **kwargs)
         except CompressError as error:
             _debug()
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            say("interrupted: finished steps are kept; run the same command again to go on.")
+            say(INTERRUPTED)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader of the pipe is gone
             raise typer.Exit(0) from None
         except (typer.Exit, typer.Abort):
             raise
+        except MemoryError:
+            _debug()
+            say(
+                "error: The memory of this machine did not suffice.\n"
+                "  fix:   Close other programs, lower batch sizes, or use a larger machine; finished steps are kept."
+            )
+            raise typer.Exit(4) from None
+        except OSError as error:
+            _debug()
+            say(
+                "error: A file or folder cannot be used.\n"
+                f"  value: {error.filename or ''}: {error.strerror or error}\n"
+                "  fix:   Check the path, your rights to it and the space on its disk."
+            )
+            raise typer.Exit(2 if error.errno in _OF_THE_REQUEST else 4) from None
         except Exception as error:
             _debug()
             say(

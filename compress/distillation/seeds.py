@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from compress.disk import sync_tree, write_atomically
 from compress.distillation.training import History, Place, read_history
 from compress.progress import prefixed
 
@@ -74,19 +77,33 @@ def _trial(
 ) -> Trial:
     seed = place.seed + number
     folder = place.checkpoints / f"seed-{seed}"
-    record = folder / _HISTORY
-    if record.is_file():
+    known = _finished(folder)
+    if known is not None:
         student.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
-        return Trial(seed, student.eval(), read_history(json.loads(record.read_text(encoding="utf-8"))))
+        return Trial(seed, student.eval(), known)
 
     def emit(message: str, done: int | None = None, total: int | None = None) -> None:
         place.emit(prefixed(f"seed {number + 1} of {seeds}, ", message), done, total)
 
     history = run(student, replace(place, checkpoints=folder, seed=seed, emit=emit))
     save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()}, folder / _WEIGHTS)
-    partial = folder / f"{_HISTORY}.partial"
-    partial.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
-    partial.replace(record)
+    sync_tree(folder)
+    record = {"history": asdict(history), "weights": _digest(folder / _WEIGHTS)}
+    write_atomically(folder / _HISTORY, json.dumps(record) + "\n")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return Trial(seed, student, history)
+
+
+def _finished(folder: Path) -> History | None:
+    """Return the history of a seed that was finished and whose weights are those that were written."""
+    try:
+        record = json.loads((folder / _HISTORY).read_text(encoding="utf-8"))
+        return read_history(record["history"]) if record["weights"] == _digest(folder / _WEIGHTS) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

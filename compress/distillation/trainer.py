@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from compress.distillation.checkpoints import rotate, seal
 from compress.distillation.examples import TARGETS, Examples, model_inputs
 from compress.errors import RunError
 from compress.progress import Observed
@@ -103,6 +106,12 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
             logits = model(**model_inputs(inputs)).logits
             loss = self._task.loss(logits, inputs[TARGETS])
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        seal(checkpoint)
+        rotate(checkpoint, self.state.best_model_checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Group similar lengths; the lengths are known, so no example is read for it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from compress.data.encoded import Encoded
+from compress.distillation.checkpoints import latest
 from compress.distillation.examples import TARGETS, Examples
 from compress.distillation.internals import predict
 from compress.distillation.sparsity import zeros_kept
@@ -22,8 +21,6 @@ from compress.models.loading import limit_threads, quiet
 from compress.tasks.base import Task
 
 _DIVERGENCE = "divergence"
-_STATE = "trainer_state.json"
-"""The file that Trainer writes last into a checkpoint: where it can be read, the checkpoint is whole."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,9 @@ def train(
         )
         reporter.loss = trainer.latest_loss
         trainer.remove_callback(PrinterCallback)
+        checkpoint = latest(place.checkpoints)
         with zeros_kept(learner.student) as sparse:
-            trainer.train(resume_from_checkpoint=_latest_checkpoint(place.checkpoints))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     learner.to("cpu").eval()
     log = trainer.state.log_history
 
@@ -209,7 +207,7 @@ def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArg
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=None,  # ObjectiveTrainer rotates: Transformers goes by the clock of the files
         load_best_model_at_end=True,
         metric_for_best_model=RANK,
         greater_is_better=higher,
@@ -222,14 +220,3 @@ def _arguments(schedule: Schedule, place: Place, *, higher: bool) -> TrainingArg
         disable_tqdm=True,
         log_level="error",
     )
-
-
-def _latest_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint of an interrupted run; half-written ones are removed."""
-    whole = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            whole[int(json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"])] = path
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(path, ignore_errors=True)
-    return str(whole[max(whole)]) if whole else None

@@ -13,10 +13,10 @@ import numpy as np
 
 from compress.artifact import hash_json
 from compress.bench.measurement import Measurement
+from compress.disk import write_atomically
 from compress.errors import CompressError, UsageError
 from compress.kit.result import ModelResult, Result, check_against_kit, read_result
 from compress.kit.writing import KITS
-from compress.pipeline import folder
 from compress.pipeline.cards import write_cards
 from compress.pipeline.costs import costs_of
 from compress.pipeline.measuring import ONNX, Baseline
@@ -69,7 +69,7 @@ def ingest(source: Path, run: Path, *, name: str | None = None) -> tuple[report.
     result = read_result(source, device=name)
     merged, target = _merge(record, result, run)
     kept = run / INGESTED / f"{re.sub(r'[^a-z0-9]+', '-', target)}-{hash_json(target)[:8]}.json"
-    folder.write_atomically(kept, result.model_dump_json() + "\n")
+    write_atomically(kept, result.model_dump_json() + "\n")
     write_report(merged, run)
     write_cards(merged, run)
     return merged, target

@@ -17,6 +17,7 @@ from compress import __version__
 from compress.artifact import Artifact, hash_json, open_artifact
 from compress.bench.protocol import predict
 from compress.data.encoded import Encoded
+from compress.disk import write_atomically
 from compress.errors import CompressError, UsageError
 from compress.kit.readme import readme
 from compress.kit.runner import runner_text
@@ -245,7 +246,7 @@ def _remember(
     arrays = {name: array for name, array in (("targets", answers), ("reference", outputs)) if array is not None}
     np.savez(place / "answers.npz", **arrays)  # type: ignore[arg-type]
     memory = {"kit": kit, "task": task.dump(), "reference": reference}
-    folder.write_atomically(place / "kit.json", folder.as_json(memory))
+    write_atomically(place / "kit.json", folder.as_json(memory))
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.artifact import Artifact, open_artifact
-from compress.pipeline.folder import DELIVERABLES, write_atomically
+from compress.disk import write_atomically
+from compress.pipeline.folder import DELIVERABLES
 from compress.report.card import CARD_NAME, render_card
 from compress.report.model import Report
 

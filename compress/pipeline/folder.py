@@ -2,12 +2,14 @@
 
 ::
 
-    run.json               steps with their store keys and digests, written after each step
+    run.json               steps with their store keys and digests, written after each step; finished once all is there
     recipe.resolved.yaml   every default spelled out, variables unexpanded
     deliverables/<step>/   the artifacts to ship
     measurements.json      raw samples
     outcomes.json          which examples of the evaluated split each artifact got right
     report.json|md|html
+
+Every file appears whole (``compress.disk``), and one run at a time writes here.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from compress.artifact import Artifact, open_artifact
+from compress.disk import lock_folder, make_folder, remove_partials, write_atomically
 from compress.errors import ModelError, UsageError, did_you_mean
+from compress.reading import read_json
+from compress.resources import require_space
 from compress.store import Store
 
 RUN_FILE = "run.json"
@@ -36,7 +43,7 @@ class StepRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: str
-    key: str | None = None
+    key: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     digest: str | None = None
     cached: bool = False
     seconds: float = 0.0
@@ -53,18 +60,42 @@ class RunRecord(BaseModel):
     name: str
     recipe_digest: str
     finished: bool = False
-    steps: dict[str, StepRecord] = {}
+    steps: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], StepRecord] = {}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+@contextmanager
+def occupied(out: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second run writes into it; made if missing, and removed if it stays empty.
+
+    Raises:
+        UsageError: another run holds it, or it cannot be made.
+    """
+    _refuse_file(out)
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "The folder of the run cannot be made.", value=f"{out}: {error.strerror}", fix="Choose another --out."
+        ) from error
+    try:
+        handle = lock_folder(out)
+    except OSError:  # a file system without locks
+        handle = -1
+    if handle is None:
+        raise UsageError(
+            "Another run is writing into this folder.", value=out, fix="Wait for it, or choose another --out."
+        )
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # it holds something now
+                break
 
 
 def check_place(out: Path, name: str) -> RunRecord | None:
@@ -73,19 +104,30 @@ def check_place(out: Path, name: str) -> RunRecord | None:
     Raises:
         UsageError: the folder holds another recipe's run, or things that are not a run.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError("--out names a file.", value=out, fix="Name a folder.")
+    _refuse_file(out)
     previous = out / RUN_FILE
     if previous.is_file():
-        old = read_run(out)
+        try:
+            old = read_run(out)
+        except ModelError as error:
+            raise UsageError(
+                "The folder holds a run whose run.json is damaged.",
+                value=previous,
+                fix="Remove the folder, or choose another --out; finished steps are in the store.",
+            ) from error
         if old.name != name:
             raise UsageError(
                 f"The folder already holds a run of {old.name!r}.", value=out, fix="Choose another --out for this one."
             )
         return old
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
         raise UsageError("--out is not empty and holds no run.", value=out, fix="Choose another folder.")
     return None
+
+
+def _refuse_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError("--out names a file.", value=out, fix="Name a folder.")
 
 
 def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRecord:
@@ -93,14 +135,23 @@ def prepare(out: Path, name: str, recipe_text: str, recipe_digest: str) -> RunRe
 
     What an earlier run left there (deliverables, samples, report) is removed: this one makes its own.
     """
-    if check_place(out, name) is not None:
+    known = check_place(out, name) is not None
+    record = RunRecord(name=name, recipe_digest=recipe_digest)
+    save(out, record)
+    remove_partials(out)
+    if known:
         shutil.rmtree(out / DELIVERABLES, ignore_errors=True)
         for file in RESULTS:
             (out / file).unlink(missing_ok=True)
-    record = RunRecord(name=name, recipe_digest=recipe_digest)
     write_atomically(out / RECIPE_FILE, recipe_text)
-    save(out, record)
     return record
+
+
+def finish(out: Path) -> None:
+    """Put on record that everything a run leaves is there."""
+    record = read_run(out)
+    record.finished = True
+    save(out, record)
 
 
 def save(out: Path, record: RunRecord) -> None:
@@ -117,19 +168,19 @@ def read_run(out: Path) -> RunRecord:
     if not path.is_file():
         raise ModelError("This folder is not a run: it has no run.json.", value=out, fix="Give a `run --out` folder.")
     try:
-        return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return RunRecord.model_validate(read_json(path))
     except ValueError as error:
         raise ModelError("run.json cannot be read.", value=path, fix="Run the recipe again.") from error
 
 
 def deliver(artifact: Artifact, out: Path) -> None:
-    """Copy an artifact into place with one rename."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(artifact.path, partial)
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    """Copy an artifact into place with one rename.
+
+    Raises:
+        StorageError: there is not enough space.
+    """
+    require_space(out.parent, sum(record.bytes for record in artifact.manifest.files.values()), f"{out.name!r}")
+    make_folder(out, lambda partial: shutil.copytree(artifact.path, partial))
 
 
 def split_step(source: str) -> tuple[Path, str]:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from compress.disk import write_atomically
 from compress.errors import UsageError
-from compress.pipeline.folder import as_json, write_atomically
+from compress.pipeline.folder import as_json
 from compress.pipeline.measuring import Measured
 from compress.pipeline.running import RunState
 from compress.pipeline.scores import score_of

@@ -76,7 +76,8 @@ class Predictions:
                 outputs = predict(_runnable(artifact, work), target, encoded, work=work)
             np.save(f"{payload}/outputs.npy", outputs, allow_pickle=False)
 
-        path, _ = self._store.get_or_build(key, f"outputs on validation of {artifact.digest[:12]}", build)
+        label = f"outputs on validation of {artifact.digest[:12]}"
+        path, _ = self._store.get_or_build(key, label, build, made_from=[artifact.path])
         return Prediction(np.load(path / "outputs.npy", allow_pickle=False), encoded)
 
 

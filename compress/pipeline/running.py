@@ -12,7 +12,7 @@ from compress import __version__
 from compress.artifact import Artifact, hash_json, open_artifact
 from compress.bench.launch import without_folders
 from compress.data.splits import TaskData
-from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError
+from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError, StorageError
 from compress.passes.base import Context, Progress, library_versions
 from compress.pipeline import folder
 from compress.pipeline.checking import GateResult, Parity, check_gates, check_parity
@@ -22,8 +22,14 @@ from compress.pipeline.predictions import Predictions
 from compress.pipeline.source import Source, resolve_source
 from compress.progress import StepStarted
 from compress.recipe import Recipe
+from compress.resources import is_full, is_out_of_memory
 from compress.store import Store
 from compress.tasks.base import Score, Task
+
+_ROOM, _ROOM_TO_TRAIN = 4, 12
+"""Bytes that a step may need in the store, as multiples of its largest input: its payload and three models beside it
+while it works. A training checkpoint holds the weights and two moments of each, three times the model, and three
+checkpoints lie there while one is written: the last, the best and the new one."""
 
 
 @dataclass
@@ -115,8 +121,6 @@ def run_steps(plan: RunPlan, out: Path, store: Store, emit: Progress) -> RunStat
         record.steps[step.id] = entry
         folder.save(out, record)
         emit(_one_line(step, outcome, plan))
-    record.finished = True
-    folder.save(out, record)
     return state
 
 
@@ -149,7 +153,15 @@ def _run_step(step: PlannedStep, state: RunState, store: Store, emit: Progress) 
             _apply(step, inputs, context)
 
     try:
-        path, cached = store.get_or_build(key, f"{state.recipe.name}:{step.id}", build)
+        path, cached = store.get_or_build(
+            key,
+            f"{state.recipe.name}:{step.id}",
+            build,
+            made_from=[artifact.path for artifact in inputs.values()],
+            space=_space(step, inputs),
+        )
+    except StorageError:
+        raise
     except MissingCapabilityError as error:
         if not step.optional:
             raise
@@ -168,6 +180,15 @@ def _apply(step: PlannedStep, inputs: Mapping[str, Artifact], context: Context) 
     except CompressError:
         raise
     except Exception as error:  # torch, transformers, onnx and plugins raise types of their own
+        if is_full(error):  # the store says which folder
+            raise
+        if is_out_of_memory(error):
+            raise RunError(
+                f"Step {step.id!r} ran out of memory.",
+                value=f"{type(error).__name__}: {without_folders(str(error)).strip()}".partition("\n")[0].rstrip(": "),
+                fix="Lower the step's batch size or max_length, close other programs, or use a larger machine; "
+                "finished steps are kept.",
+            ) from error
         lines = without_folders(str(error)).strip().splitlines()
         raise RunError(
             f"Step {step.id!r} failed: {step.pass_.name!r} was stopped by an error that is not mcompress's own.",
@@ -184,6 +205,12 @@ def _without_parent(step: PlannedStep, parent: str, outcome: StepOutcome) -> Ste
         value=outcome.reason,
         fix=f"Make {step.id!r} optional as well, or repair {parent!r}.",
     )
+
+
+def _space(step: PlannedStep, inputs: Mapping[str, Artifact]) -> int:
+    """Return the bytes that a step may need in the store: an upper estimate."""
+    sizes = [sum(file.bytes for file in artifact.manifest.files.values()) for artifact in inputs.values()]
+    return (_ROOM_TO_TRAIN if step.pass_.trains else _ROOM) * max(sizes, default=0)
 
 
 def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState) -> str:
@@ -210,6 +237,8 @@ def _checked(step: PlannedStep, state: RunState, predictions: Predictions) -> St
     """Check a finished step; an optional one that breaks its promise is a failed one, and the run goes on."""
     try:
         _check(step, state, predictions)
+    except StorageError:
+        raise
     except RunError as error:
         if not step.optional:
             raise

@@ -13,6 +13,7 @@ from typing import Any
 from compress import __version__
 from compress.artifact import Artifact, Golden, Graph, PassRecord, create_artifact, hash_json, open_artifact
 from compress.bench.launch import without_folders
+from compress.disk import size_of
 from compress.errors import CompressError, ModelError
 from compress.models.files import hash_files
 from compress.passes.base import Progress, library_versions
@@ -62,7 +63,10 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
         }
     )
     emit(f"[0] model: {recipe.model}")
-    path, cached = store.get_or_build(key, f"{recipe.name}:model", lambda payload: _take_in(place, payload, recipe))
+    size = size_of(place) if place.is_dir() else place.stat().st_size
+    path, cached = store.get_or_build(
+        key, f"{recipe.name}:model", lambda payload: _take_in(place, payload, recipe), space=2 * size
+    )
     artifact = open_artifact(path)
     return Source(path, artifact.manifest.task, cached)
 

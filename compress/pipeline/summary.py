@@ -294,7 +294,8 @@ def _limits(state: RunState, measured: Measured) -> Iterable[str]:
 
 def write_samples(measured: Measured, path: Path) -> None:
     """Write the raw latency samples beside the report."""
-    from compress.pipeline.folder import as_json, write_atomically
+    from compress.disk import write_atomically
+    from compress.pipeline.folder import as_json
 
     plain = [m.model_dump(mode="json", exclude={"outputs"}) for m in measured.measurements]
     write_atomically(path, as_json({"schema_version": 1, "split": measured.split, "measurements": plain}))

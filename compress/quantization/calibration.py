@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.bench.memory import peak_resident_bytes
+from compress.children import die_with_parent
 from compress.data.encoded import Encoded
 from compress.errors import RunError
 from compress.quantization.ranges import Histogram, Observer, Range, Statistics, choose_range, vanishing_share
@@ -158,4 +159,5 @@ def _arrays(statistics: Sequence[Statistics]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     _observe(*sys.argv[1:])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from compress.children import die_with_parent
 from compress.data.encoded import Encoded
 from compress.errors import RunError
 from compress.quantization.isa import isa_of
@@ -149,4 +150,5 @@ def _outputs(session: Any, encoded: Encoded) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     print(json.dumps(_run_files(Path(sys.argv[1]))))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from compress.disk import write_atomically
 from compress.errors import UsageError
 from compress.reading import LARGEST_JSON, Unreadable, local_path, parse_json, read_text
 from compress.report.html import render_html
@@ -25,8 +24,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     Returns:
         "json", "markdown", "html" -> path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
+    write_atomically(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
     return {"json": folder / JSON_NAME, **render_report(report, folder)}
 
 
@@ -38,7 +36,7 @@ def render_report(report: Report, folder: Path) -> dict[str, Path]:
     """
     texts = {"markdown": ("report.md", render_markdown(report)), "html": ("report.html", render_html(report))}
     for name, text in texts.values():
-        _replace(folder / name, text)
+        write_atomically(folder / name, text)
     return {key: folder / name for key, (name, _) in texts.items()}
 
 
@@ -72,15 +70,3 @@ def read_report(path: Path) -> Report:
         first = error.errors(include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"
         raise UsageError("This is not a report.", value=f"{file}: {place}: {first['msg']}", fix=_PRODUCE) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

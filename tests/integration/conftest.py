@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ MEASURE = {
     "throughput_seconds": 0.05,
     "targets": ["ort-cpu-1t"],
 }
+DRIVER = Path(__file__).with_name("fault_driver.py")
+_OF_ONNX_RUNTIME = ".ses"
+"""What importing it leaves in the folder for temporary files."""
 LOOSE = {"accuracy": {"max_drop_points": 100}}
 """A gate that nothing fails: what a random model loses means nothing."""
 
@@ -66,6 +70,10 @@ class Lab:
         path = self.root / f"{name}.yaml"
         path.write_text(json.dumps({key: value for key, value in plain.items() if value is not None}), encoding="utf-8")
         return path
+
+    def exported(self, source: Artifact) -> dict[str, Any]:
+        """Return the keys of a recipe that begins with an ONNX file, whose labels have no names."""
+        return {"model": str(source.file()), "labels": {f"LABEL_{i}": label for i, label in enumerate(LABELS)}}
 
     @property
     def measure(self) -> dict[str, Any]:
@@ -129,6 +137,56 @@ def lab(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathF
         write_rows(made.data / f"{split}.csv", rows[:count])
         rows = rows[count:]
     return made
+
+
+@dataclass
+class Driver:
+    """Makes runs in forked processes, some of which meet a fault: see ``fault_driver.py``."""
+
+    recipe: Path
+    process: subprocess.Popen[str]
+
+    def run(self, home: Path, out: Path, at: int = 0, how: str = "kill") -> dict[str, Any]:
+        """Run to the end, or to the fault; give back exit code, number of operations and what was said."""
+        self.begin(home, out, at, how)
+        return self.end()
+
+    def begin(self, home: Path, out: Path, at: int = 0, how: str = "kill", recipe: Path | None = None) -> None:
+        assert self.process.stdin is not None
+        job = {"home": str(home), "out": str(out), "at": at, "how": how, "recipe": str(recipe or self.recipe)}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def drive(lab: Lab) -> Callable[[Path], AbstractContextManager[Driver]]:
+    """Return ``drive(recipe)``: a Driver for as long as a block lasts."""
+
+    @contextmanager
+    def begin(recipe: Path, name: str = "0") -> Iterator[Driver]:
+        temporary, log_file = recipe.with_suffix(f".{name}.tmp"), recipe.with_suffix(f".{name}.log")
+        temporary.mkdir()
+        with (
+            log_file.open("w") as log,
+            subprocess.Popen(
+                [sys.executable, str(DRIVER)],
+                cwd=temporary,
+                env=lab.environment | {"TMPDIR": str(temporary), "TOKENIZERS_PARALLELISM": "false"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            ) as process,
+        ):
+            yield Driver(recipe, process)
+        assert process.returncode == 0, log_file.read_text()
+        assert [path.name for path in temporary.iterdir() if path.name != _OF_ONNX_RUNTIME] == []
+
+    return begin
 
 
 def name_labels(folder: Path, names: Sequence[str]) -> None:

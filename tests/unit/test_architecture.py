@@ -17,7 +17,8 @@ ROOT = Path(compress.__file__).parent
 LONGEST = 400
 
 LAYERS = (
-    {"errors", "progress", "reading"},
+    {"errors", "progress", "children", "reading"},
+    {"resources", "disk"},
     {"artifact", "store", "registry"},
     {"data"},
     {"tasks"},
@@ -37,7 +38,10 @@ LAYERS = (
     {"__main__"},
 )
 """docs/decisions/0001, bottom first: imports point down, or stay within one part of the package."""
-ALL_THAT_MAY_BE_KNOWN = {"report": {"errors", "reading"}, "bench": {"errors", "artifact", "data", "runtimes", "tasks"}}
+ALL_THAT_MAY_BE_KNOWN = {
+    "report": {"errors", "disk", "reading"},
+    "bench": {"errors", "children", "artifact", "data", "runtimes", "tasks"},
+}
 """Parts that know no domain: a report is rendered from its record, a measurement needs an artifact and arrays."""
 BARE = {"Exception", "KeyError", "OSError", "RuntimeError", "TypeError", "ValueError"}
 PICKLING = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

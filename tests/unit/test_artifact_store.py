@@ -62,7 +62,7 @@ def test_store_builds_once_and_finds_again(tmp_path):
 def test_store_remembers_how_long_a_build_took(tmp_path, monkeypatch):
     store, clock = Store(tmp_path), iter([10.0, 12.5])
     assert store.seconds(KEY) is None
-    monkeypatch.setattr("compress.store.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("compress.store.keeping.time", SimpleNamespace(monotonic=lambda: next(clock)))
     store.get_or_build(KEY, "x", lambda payload: (payload / "x").write_text("1"))
     assert store.seconds(KEY) == 2.5
     entry = tmp_path / "entries" / KEY / "entry.json"
