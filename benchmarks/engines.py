@@ -40,9 +40,10 @@ from compress.export.trt_api import load_trt
 from compress.export.trt_build import build
 from compress.export.trt_inspect import EngineSummary, inspect_engine
 from compress.export.trt_profile import profile_from_lengths, profile_of_shapes
+from compress.models.families import encoder_layers
 from compress.models.fresh_images import fresh_vit
 from compress.models.loading import load_torch
-from compress.pruning.ladder import Widths
+from compress.models.structure import keep_units
 from compress.quantization.calibration import calibrate
 from compress.quantization.fp16 import cast_half
 from compress.quantization.half_emulation import emulate_half
@@ -51,7 +52,6 @@ from compress.quantization.rules import Seen, place, quantized_inputs, rules_for
 from compress.quantization.sensitivity import sqnr_db
 from compress.quantization.variants import Variants
 from compress.quantization.writing import Int8Format, write_int8
-from compress.search.template import locate, resize
 from compress.tasks.image_classification import ImageClassification
 from compress.tasks.text_classification import TextClassification
 
@@ -59,9 +59,9 @@ FAMILIES = ("bert", "roberta", "distilbert", "vit")
 PRECISIONS = ("fp32-strict", "tf32", "fp16", "bf16", "int8")
 SETS = ("sst2", "banking77")
 WIDTHS = {
-    "dense": None,
-    "pruned": Widths((11, 7, 9, 3, 12, 1), (1376, 1248, 864, 320, 64, 32)),
-    "gone": Widths((0, 12, 4, 0, 8, 2), (1536, 0, 64, 512, 0, 32)),
+    "dense": ((12, 1536),) * 6,
+    "pruned": ((11, 1376), (7, 1248), (9, 864), (3, 320), (12, 64), (1, 32)),
+    "gone": ((0, 1536), (12, 0), (4, 64), (0, 512), (8, 0), (2, 32)),
 }
 """Heads and neurons that each of six layers keeps; 0: the sub-layer is gone."""
 BOUNDS_DB = {"fp32-strict": 80.0, "tf32": 80.0, "fp16": 40.0, "bf16": 25.0, "int8": 12.0}
@@ -114,13 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def cases(models: Path | None, data: Path | None, work: Path) -> Iterator[Case]:
     for family in FAMILIES:
-        (work / family).mkdir()
-        network, inputs, encoded = images(work / family) if family == "vit" else texts(family)
-        export_onnx(network, work / family / "model.onnx", inputs=inputs)
-        graph = onnx.load(work / family / "model.onnx")
-        layers = locate(graph.graph, network)
         for name, widths in WIDTHS.items():
-            yield Case(f"{family}, {name}", resize(graph, layers, widths) if widths else graph, encoded, encoded)
+            folder = work / f"{family}-{name}"
+            folder.mkdir()
+            network, inputs, encoded = images(folder) if family == "vit" else texts(family)
+            for layer, (heads, neurons) in zip(encoder_layers(network), widths, strict=True):
+                keep_units(layer, range(heads), range(neurons))
+            export_onnx(network, folder / "model.onnx", inputs=inputs)
+            yield Case(f"{family}, {name}", onnx.load(folder / "model.onnx"), encoded, encoded)
     for name in SETS if models and data else ():
         yield fine_tuned(models / f"minilm-l6-{name}", data / name, work / name)
 
