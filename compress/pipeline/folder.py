@@ -201,13 +201,15 @@ def find_artifact(run: Path, step: str, store: Store) -> Artifact:
     folder = run / DELIVERABLES / step
     if folder.is_dir():
         return open_artifact(folder)
-    key = record.steps[step].key
-    found = store.find(key) if key else None
+    outcome = record.steps[step]
+    found = store.find(outcome.key) if outcome.key else None
     if found is None:
+        lost = outcome.status == "done"
+        why = f"the store {store.root} does not have it" if lost else outcome.reason or outcome.status
         raise UsageError(
-            f"The artifact of step {step!r} is not there: {record.steps[step].reason or record.steps[step].status}.",
+            f"The artifact of step {step!r} is not there: {why}.",
             value=run,
-            fix="Run the recipe again; finished steps are taken from the store.",
+            fix="Run the recipe again; finished steps are taken from the store that MCOMPRESS_HOME names.",
         )
     return open_artifact(found)
 
