@@ -252,8 +252,8 @@ def markdown(record: dict[str, Any]) -> str:
         "Models of the size of MiniLM-L6: random ones dense, *pruned* to unequal heads and neurons, and with "
         "sub-layers that are *gone*; then two fine-tuned ones. `mcompress check` finds no error where it holds. "
         f"Signal over noise is of the ONNX file's centred logits against FP32's, bounds in dB: {bounds}. A fine-tuned "
-        f"model may lose {MOST_POINTS:g} point of the test split. INT8 has ranges from the smallest to the largest value "
-        "here; `quantize: {target: tensorrt}` tries five ways to choose them.",
+        f"model may lose {MOST_POINTS:g} point of the test split. INT8 ranges run from smallest to largest value; "
+        "`quantize: {target: tensorrt}` tries five ways to choose them.",
         "",
         "| model | precision | ONNX, MB | engine, MB | build, s | layers | fused attention | against FP32 | holds |",
         "|---|---|---|---|---|---|---|---|---|",
