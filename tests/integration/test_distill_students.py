@@ -41,6 +41,7 @@ def artifacts(tmp_path: Path, steps: dict[str, dict[str, Any]]) -> dict[str, Art
     return {name: by_digest[step["digest"]] for name, step in steps.items()}
 
 
+@pytest.mark.slow
 def test_three_students_side_by_side(lab, tiny_classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(tiny_classifier("distilbert"), tmp_path / "small"))
     steps = run(lab, tmp_path, monkeypatch)

@@ -77,6 +77,7 @@ def test_smoothing_rescues_it(search: Callable[..., Int8Search]) -> None:
     assert not chosen.restored
 
 
+@pytest.mark.slow
 def test_a_run_tells_the_whole_trail_and_training_rescues_it_too(
     planted: Artifact, labelled_run: Callable[..., tuple[dict[str, Any], str]]
 ) -> None:

@@ -99,8 +99,8 @@ def test_a_launch_reads_the_state_after_its_first_and_its_last_round(
 ) -> None:
     fake_nvml()
     asked: list[int] = []
-    lane = Lane(SimpleNamespace(target=find_target("torch-cuda")), child=SimpleNamespace())  # type: ignore[arg-type]
-    monkeypatch.setattr(Lane, "round", lambda self, plan, meter: asked.append(len(group.gpu_states)))
+    lane = Lane(SimpleNamespace(target=find_target("torch-cuda")), child=SimpleNamespace(), samples=[[]])  # type: ignore[arg-type]
+    monkeypatch.setattr(Lane, "turn", lambda self, indices, plan, meter: asked.append(len(group.gpu_states)))
     plan = Plan([0], MeasureSettings(rounds=5, precision=None), True, 1, lambda: 0.0)
     group = _Group([lane], plan, Path(), lambda *_: None, lambda: 0.0)
     ends = iter([False, False, True])
