@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=30, help="A/A measurements (default: 30)")
     parser.add_argument("--launches", type=int, default=3, help="of an A/A pair (default: 3)")
     parser.add_argument("--planted", type=int, default=3, help="measurements of the slow-down (default: 3)")
-    parser.add_argument("--planted-launches", type=int, default=15, help="of each of them (default: 20)")
+    parser.add_argument("--planted-launches", type=int, default=8, help="of each of them (default: 20)")
     parser.add_argument("--part", choices=PARTS, action="append", help="repeat this part only")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--inputs", type=int, default=50)

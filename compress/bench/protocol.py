@@ -134,7 +134,7 @@ class _Group:
         )
         for launch in range(settings.launches):
             with ExitStack() as stack:
-                for number, lane in enumerate(self.lanes):
+                for number, lane in enumerate(rotated(self.lanes, launch)):
                     self.emit("measuring: opening artifacts", number + 1, len(self.lanes))
                     lane.launch(stack, files[id(lane.subject.encoded)], self.plan)
                 self._run(launch, rows, last=launch == settings.launches - 1)

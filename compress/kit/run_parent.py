@@ -45,7 +45,8 @@ def main() -> int:
     before = machine_state()
     for launch in range(options.launches):
         print(f"launch {launch + 1} of {options.launches}: opening {len(lanes)} models with {backend}", flush=True)
-        for lane in lanes:
+        first = launch % len(lanes) if lanes else 0
+        for lane in lanes[first:] + lanes[:first]:
             lane.launch(kit["sequence"])
         rounds(lanes, kit["sequence"], options.seconds / options.launches)
         for lane in lanes:

@@ -161,6 +161,7 @@ def test_the_next_launch_begins_with_the_next_artifact(
 ) -> None:
     run(rounds=1, launches=3, precision=None)
     assert rounds(fake.log) == "abcbcacab"
+    assert rounds(fake.log, "open") == "abcbcacab"
     assert [list(rotated("ab", number)) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
