@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
-_SYMMETRIC = "Quantize symmetrically: `quantize: {method: static, activation: int8}`, or symmetric options elsewhere."
+_SYMMETRIC = "Quantize symmetrically: `quantize: {target: tensorrt}`, or symmetric options elsewhere."
 _INT_STORED = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 

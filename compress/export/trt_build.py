@@ -163,7 +163,7 @@ def _advice(text: str, device: Device | None, options: EngineOptions | None) -> 
     if options and options.version_compatible and "lean" in text:
         return "Install the lean runtime of this version (pip install tensorrt-lean), or set `exclude_lean_runtime`."
     if "zero point" in text or "Int32" in text or "shiftIsAllZeros" in text:
-        return "TensorRT takes symmetric INT8 only: quantize with `method: static` and `activation: int8`."
+        return "TensorRT takes symmetric INT8 only: use `quantize: {target: tensorrt}`."
     if "same input types" in text or "same type" in text:
         return "The network is strongly typed: use the `cast` pass, which puts a Cast wherever precisions meet."
     return "Change the model or the options that the message names; an FP32 or FP16 export of ours builds."

@@ -119,7 +119,7 @@ def test_asymmetric_int8_is_refused_with_the_parsers_reason(
         build_engine(source, tmp_path / "model.engine", PROFILE)
     assert "could not parse" in caught.value.what
     assert "Non-zero zero point" in caught.value.value
-    assert "activation: int8" in caught.value.fix
+    assert "target: tensorrt" in caught.value.fix
     assert str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "model.engine").exists()
 
