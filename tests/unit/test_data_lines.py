@@ -45,17 +45,18 @@ def test_a_line_without_an_end_is_not_taken_in(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["line.csv", "line.jsonl"])
 def test_a_line_of_a_gigabyte_takes_little_memory(tmp_path: Path, name: str) -> None:
-    """In a process of its own, whose peak is what it takes."""
+    """In a process of its own; its rusage begins with the peak of the one that started it, VmHWM does not."""
     path = tmp_path / name
     with path.open("wb") as file:
         file.write(b"text,label\n" if name.endswith("csv") else b'{"text": "')
         for _ in range(1024):
             file.write(b"x" * (1 << 20))
     code = (
-        "import resource, sys; from pathlib import Path; from compress.data.formats import read_table\n"
+        "import sys; from pathlib import Path; from compress.data.formats import read_table\n"
         "try:\n read_table(Path(sys.argv[1]), 'train')\n"
         "except Exception as error:\n print(type(error).__name__, error.what)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(status.split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     said, peak = done.stdout.splitlines()
