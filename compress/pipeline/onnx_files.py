@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from compress.artifact import MANIFEST, Artifact, open_artifact
@@ -29,7 +30,7 @@ def find_onnx(source: str, store: Store) -> Path:
     if step:
         artifact = find_artifact(folder, step, store)
     elif (folder / RUN_FILE).is_file() and not (folder / MANIFEST).is_file():
-        artifact = _only_onnx_step(folder, store)
+        artifact = only_step(folder, store, lambda it: it.kind == "onnx", "ONNX", "one that made an ONNX model")
     else:
         artifact = open_artifact(folder, verify=False)
     if artifact.kind != "onnx":
@@ -41,14 +42,22 @@ def find_onnx(source: str, store: Store) -> Path:
     return artifact.file()
 
 
-def _only_onnx_step(run: Path, store: Store) -> Artifact:
-    """Return the ONNX artifact of a run, if it made one only."""
+def only_step(run: Path, store: Store, fits: Callable[[Artifact], bool], what: str, hint: str) -> Artifact:
+    """Return the artifact of a run that fits, if one only does.
+
+    Args:
+        what: names what fits: "ONNX".
+        hint: which step to name where none fits.
+
+    Raises:
+        UsageError: none fits, or several do.
+    """
     done = {id_: find_artifact(run, id_, store) for id_, it in read_run(run).steps.items() if it.status == "done"}
-    found = {id_: artifact for id_, artifact in done.items() if artifact.kind == "onnx"}
+    found = {id_: artifact for id_, artifact in done.items() if fits(artifact)}
     if len(found) != 1:
         raise UsageError(
-            f"The run has {len(found) or 'no'} ONNX artifacts, and it takes one.",
+            f"The run has {len(found) or 'no'} {what} artifacts, and it takes one.",
             value=run,
-            fix=f"Name a step as RUN:STEP{': ' + ', '.join(found) if found else ', one that made an ONNX model'}.",
+            fix=f"Name a step as RUN:STEP{': ' + ', '.join(found) if found else f', {hint}'}.",
         )
     return next(iter(found.values()))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.artifact import MANIFEST, Artifact, open_artifact
 from compress.data.calibration import stratified_indices, stratum
 from compress.data.sources import read_rows
-from compress.errors import DataError, ModelError, UsageError
+from compress.errors import DataError, ModelError
 from compress.passes.base import Progress
-from compress.pipeline.folder import RUN_FILE, find_artifact, read_run, split_step
+from compress.pipeline.folder import RUN_FILE, find_artifact, split_step
+from compress.pipeline.onnx_files import only_step
 from compress.pipeline.picking import file_of
 from compress.pipeline.public import public_path
 from compress.pipeline.running import RunState
@@ -131,7 +132,7 @@ def _float_artifact(source: str, store: Store) -> Artifact:
     if step:
         artifact = find_artifact(folder, step, store)
     elif (folder / RUN_FILE).is_file() and not (folder / MANIFEST).is_file():
-        artifact = _only_float_step(folder, store)
+        artifact = only_step(folder, store, _is_float_onnx, "float ONNX", "one that made a torch model")
     else:
         artifact = open_artifact(folder)
     done = [name for name in ("int8", "int4", "fp16", "bf16") if name in artifact.traits]
@@ -145,21 +146,8 @@ def _float_artifact(source: str, store: Store) -> Artifact:
     return artifact
 
 
-def _only_float_step(run: Path, store: Store) -> Artifact:
-    """Return the float ONNX artifact of a run, if it made one only."""
-    found: dict[str, Artifact] = {}
-    for id_, record in read_run(run).steps.items():
-        if record.status == "done":
-            artifact = find_artifact(run, id_, store)
-            if artifact.kind == "onnx" and not {"int8", "int4", "fp16", "bf16"} & artifact.traits:
-                found[id_] = artifact
-    if len(found) != 1:
-        raise UsageError(
-            f"The run has {len(found) or 'no'} float ONNX artifacts, and it takes one.",
-            value=run,
-            fix=f"Name a step as RUN:STEP{': ' + ', '.join(found) if found else ', one that made a torch model'}.",
-        )
-    return next(iter(found.values()))
+def _is_float_onnx(artifact: Artifact) -> bool:
+    return artifact.kind == "onnx" and not {"int8", "int4", "fp16", "bf16"} & artifact.traits
 
 
 def _rows(
