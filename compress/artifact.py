@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +21,7 @@ from compress.reading import Unreadable, local_path, read_json
 
 Kind = Literal["torch", "onnx", "openvino", "tensorrt", "executorch"]
 MANIFEST = "artifact.json"
+_NAMED = re.compile(r"artifact(\.[\w-]+)?\.json")
 SCHEMA = 1
 LARGEST_MANIFEST = 256 * 2**20
 """Bytes; golden images take a few million."""
@@ -180,22 +182,25 @@ class Artifact:
 _WEIGHTS = {".safetensors", ".onnx", ".data", ".bin", ".xml", ".engine", ".plan", ".pte"}
 
 
-def create_artifact(path: Path, **fields: Any) -> Artifact:
+def create_artifact(path: Path, *, only: Iterable[str] | None = None, name: str = MANIFEST, **fields: Any) -> Artifact:
     """Record the files that lie in ``path`` and write ``artifact.json``.
 
     Args:
         path: folder that already holds the payload.
+        only: names of the payload's files, where the folder holds others too; None = all.
+        name: of the manifest, where the folder holds several artifacts: ``artifact.fp16.json``.
         **fields: fields of ``Manifest`` other than ``files`` and ``digest``.
     """
-    files = {n: FileRecord(sha256=_sha256(path / n), bytes=(path / n).stat().st_size) for n in _payload(path)}
+    names = _payload(path) if only is None else sorted(only)
+    files = {n: FileRecord(sha256=_sha256(path / n), bytes=(path / n).stat().st_size) for n in names}
     manifest = Manifest(files=files, digest=_digest(files), **fields)
     text = manifest.model_dump_json(indent=1, exclude_none=True)
-    (path / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (path / name).write_text(text + "\n", encoding="utf-8")
     return Artifact(path, manifest)
 
 
 def open_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
-    """Open an artifact folder.
+    """Open an artifact folder, or one of several in a folder by its manifest (``folder/artifact.fp16.json``).
 
     Raises:
         ModelError: the folder is not an artifact, or another version's.
@@ -207,14 +212,14 @@ def open_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
         raise ModelError(
             "The artifact cannot be read.", value=f"{path}: {error}", fix="Give the folder of an artifact."
         ) from error
-    source = path / MANIFEST
+    source = path if _NAMED.fullmatch(path.name) and path.is_file() else path / MANIFEST
     if not source.exists():
         raise ModelError(
             "This folder is not an mcompress artifact: it has no artifact.json.",
             value=path,
             fix="Give a folder that `mcompress run` or `mcompress export` wrote.",
         )
-    artifact = Artifact(path, _read_manifest(source))
+    artifact = Artifact(source.parent, _read_manifest(source))
     if verify:
         artifact.verify()
     return artifact

@@ -18,6 +18,7 @@ from compress.cli.report import report
 from compress.cli.run import run
 from compress.cli.sensitivity import sensitivity
 from compress.cli.store import store
+from compress.cli.verify import verify
 
 app = typer.Typer(
     name="mcompress",
@@ -57,6 +58,7 @@ for _command in (
     report,
     compare,
     export,
+    verify,
     kit,
     ingest,
     env,

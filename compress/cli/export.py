@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from compress.cli.console import guarded
-from compress.errors import UsageError
+from compress.cli.console import JsonOption, guarded, print_json
+
+if TYPE_CHECKING:
+    from compress.shipping.writing import Shipped
 
 
 @guarded
 def export(
-    source: str = typer.Argument(..., metavar="RUN[:STEP]", help="A run folder; with a step, that step's artifact."),
-    out: Path = typer.Argument(..., metavar="DIR", help="New folder for the artifact."),
+    source: str = typer.Argument(..., metavar="SOURCE", help="RUN, RUN:STEP, or an artifact folder."),
+    out: Path = typer.Argument(..., metavar="DIR", help="New folder."),
+    layout: str = typer.Option("artifact", "--layout", help="For which loader or server; `mcompress ls layouts`."),
+    json_: bool = JsonOption,
 ) -> None:
-    """Copy an artifact out of a run, with its model card: the one that the report says to ship, or the one of STEP."""
-    from compress.artifact import open_artifact
-    from compress.pipeline.cards import write_card
-    from compress.pipeline.folder import deliver, find_artifact, split_step
-    from compress.report.files import read_report
+    """Write what a run made into a folder to ship: the artifact that the report says to ship, or that of STEP.
+
+    Beside it lie its model card, report and recipe, checksums, and `verify.py`, which checks it on any machine.
+    """
+    from dataclasses import asdict
+
+    from compress.shipping.shipment import open_shipment
+    from compress.shipping.writing import ship
     from compress.store import Store
 
-    run, step = split_step(source)
-    if not step:
-        chosen = read_report(run).verdict.step
-        if chosen is None:
-            raise UsageError(
-                "The report ships nothing.", value=run, fix="Name a step: `mcompress export RUN:STEP DIR`."
-            )
-        step = chosen
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("The folder exists and is not empty.", value=out, fix="Choose another one.")
-    artifact = find_artifact(run, step, Store.default())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    deliver(artifact, out)
-    if (run / "report.json").is_file():
-        write_card(read_report(run), step, open_artifact(out, verify=False))
-    print(f"{out}: {artifact.kind}, {artifact.size_bytes / 1e6:.1f} MB, step {step}, {artifact.digest[:12]}")
+    shipment = open_shipment(source, Store.default())
+    shipped = ship(shipment, layout, out)
+    if json_:
+        variants = [variant._asdict() for variant in shipped.variants]
+        print_json(asdict(shipped) | {"path": str(shipped.path), "variants": variants})
+        return
+    for line in _lines(shipped):
+        print(line)
+
+
+def _lines(shipped: Shipped) -> list[str]:
+    megabytes = f"{shipped.size_bytes / 1e6:.1f} MB"
+    found = [f"{shipped.path}: layout {shipped.layout}, {shipped.files} files, {megabytes}"]
+    for variant in shipped.variants:
+        step = f", step {variant.step}" if variant.step else ""
+        traits = "".join(f" {trait}" for trait in variant.traits)
+        found.append(f"  {variant.file}: {variant.size_bytes / 1e6:.1f} MB{step}{',' if traits else ''}{traits}")
+    for sentence in shipped.left_out:
+        found += textwrap.wrap(f"left out: {sentence}", 78, initial_indent="  ", subsequent_indent="    ")
+    return [*found, f"Check it anywhere: python {shipped.path / 'verify.py'}"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,6 +14,7 @@ from compress.report.model import Accuracy, Report, Row, Step
 
 CARD_NAME = "README.md"
 _LIBRARIES = {"torch": "transformers"}
+_OURS = 'import compress\npredictor = compress.load("FOLDER")  # any kind; checks every file'
 _VARIABLE = re.compile(r"^\$\{\w+\}/")
 _REDUCED = {"int8", "int4", "fp16", "bf16"}
 _CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed", "sparse24"}
@@ -35,18 +36,71 @@ _WORDS = {
 }
 
 
-def render_card(report: Report, step: str, *, files: tuple[str, ...] = ()) -> str:
+class Load(NamedTuple):
+    """A snippet that opens what is in the folder, which it calls FOLDER."""
+
+    language: str
+    code: str
+
+
+class Variant(NamedTuple):
+    """One of the models in a folder.
+
+    Attributes:
+        file: its place in the folder.
+        step: id of the step that made it; may be empty.
+        traits: what was done to it.
+        size_bytes: graph and weights.
+    """
+
+    file: str
+    step: str
+    traits: tuple[str, ...]
+    size_bytes: int
+
+
+def render_card(
+    report: Report,
+    step: str,
+    *,
+    files: tuple[str, ...] = (),
+    loads: Sequence[Load] = (),
+    variants: Sequence[Variant] = (),
+    record: Sequence[str] = (),
+) -> str:
     """Return the card of the artifact that a step made.
 
     Args:
         report: of the run.
         step: its id.
         files: names of the artifact's files; they decide which loaders open it.
+        loads: how it is opened, where the folder's layout is not the artifact's own.
+        variants: the models in the folder, where there are several.
+        record: report and recipe that lie in the folder.
     """
     made = next(candidate for candidate in report.steps if candidate.id == step)
     rows = [row for row in report.rows if row.step == step]
     head = yaml.safe_dump(front_matter(report, made, rows), sort_keys=False, allow_unicode=True, width=100)
-    return f"---\n{head}---\n\n" + "\n\n".join(_body(report, made, rows, files)) + "\n"
+    opening = list(map(_snippet, loads)) or [_load(report, made, files)]
+    if len(variants) > 1:
+        opening += ["## Files", _files(report, variants)]
+    if record:
+        opening += ["## On record", "\n".join(f"- [{name}]({name})" for name in record)]
+    return f"---\n{head}---\n\n" + "\n\n".join(_body(report, made, rows, opening)) + "\n"
+
+
+def render_plain_card(name: str, kind: str, task: str, loads: Sequence[Load], variants: Sequence[Variant]) -> str:
+    """Return the card of an artifact of which no report tells."""
+    head = yaml.safe_dump({"pipeline_tag": task, "tags": ["mcompress", kind]}, sort_keys=False)
+    traits = "; ".join(_WORDS.get(trait, trait) for trait in variants[0].traits) if variants else ""
+    parts = [
+        f"# {text(name)}",
+        f"A model for {text(task)} as {text(kind)}, made by mcompress{': ' + text(traits) if traits else ''}. "
+        "No report came with it, so nothing is said here of its accuracy and speed.",
+        "## Load it",
+        *map(_snippet, loads or (Load("python", _OURS),)),
+    ]
+    return f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
@@ -94,13 +148,13 @@ def _result(report: Report, step: Step, row: Row, score: Accuracy) -> dict[str, 
     }
 
 
-def _body(report: Report, step: Step, rows: list[Row], files: tuple[str, ...]) -> Iterator[str]:
+def _body(report: Report, step: Step, rows: list[Row], opening: list[str]) -> Iterator[str]:
     yield f"# {text(step.id)}"
     yield _what(report, step)
     if report.data.synthetic:
         yield "> **The data was generated: these accuracies say nothing about yours.**"
     yield "## Load it"
-    yield _load(report, step, files)
+    yield from opening
     yield f"## Accuracy on {text(report.data.evaluated)}"
     yield _accuracy(rows)
     yield "## Speed, memory and size"
@@ -115,6 +169,21 @@ def _body(report: Report, step: Step, rows: list[Row], files: tuple[str, ...]) -
     yield "</details>"
 
 
+def _snippet(load: Load) -> str:
+    return fence(load.code, load.language)
+
+
+def _files(report: Report, variants: Sequence[Variant]) -> str:
+    lines = ["| file | step | changed | MB | gates |", "| --- | --- | --- | ---: | --- |"]
+    known = {step.id: step for step in report.steps}
+    for variant in variants:
+        gates = known[variant.step].gates if variant.step in known else ()
+        verdicts = ", ".join(f"{gate.metric}: {gate.verdict}" for gate in gates) or "none"
+        done = ", ".join(variant.traits) or "nothing"
+        lines.append(_line((variant.file, variant.step, done, numbers.megabytes(variant.size_bytes), verdicts)))
+    return "\n".join(lines)
+
+
 def _what(report: Report, step: Step) -> str:
     subject = report.subject
     origin = f"[{text(subject.hub)}](https://huggingface.co/{subject.hub})" if subject.hub else text(subject.model)
@@ -126,7 +195,6 @@ def _what(report: Report, step: Step) -> str:
 
 
 def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
-    lines = ["import compress", 'predictor = compress.load("FOLDER")  # any kind; checks every file']
     stock: list[str] = []
     if step.kind == "torch" and "structure.json" in files:
         stock = ['model = compress.load_model("FOLDER")  # layers of different widths: Transformers alone cannot']
@@ -140,7 +208,7 @@ def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
         stock = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
     elif step.kind == "openvino":
         stock = ["import openvino", 'model = openvino.Core().compile_model("FOLDER/openvino_model.xml", "CPU")']
-    parts = [fence("\n".join(lines), "python")]
+    parts = [fence(_OURS, "python")]
     if stock:
         parts.append(fence("\n".join(stock), "python"))
     if step.kind == "tensorrt":

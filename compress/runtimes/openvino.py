@@ -42,7 +42,7 @@ class OpenvinoRuntime(Runtime):
         return _OpenvinoSession(artifact, target)
 
 
-def _read(core: Any, path: Path) -> Any:
+def read_model(core: Any, path: Path) -> Any:
     """Read a graph; operators that OpenVINO does not know are named."""
     try:
         return core.read_model(path)
@@ -65,7 +65,7 @@ class _OpenvinoSession(Session):
         self._core, self._target = core, target
         self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
         self._compiled = {
-            name: core.compile_model(_read(core, path), "CPU", options) for name, path in self._files.items()
+            name: core.compile_model(read_model(core, path), "CPU", options) for name, path in self._files.items()
         }
         self._requests = {name: compiled.create_infer_request() for name, compiled in self._compiled.items()}
         self._inputs = {name: {port.any_name for port in compiled.inputs} for name, compiled in self._compiled.items()}

@@ -17,7 +17,7 @@ ROOT = Path(compress.__file__).parent
 LONGEST = 400
 
 LAYERS = (
-    {"errors", "progress", "children", "reading"},
+    {"errors", "progress", "children", "reading", "verifying"},
     {"resources", "disk"},
     {"artifact", "store", "registry"},
     {"data"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"recipe"},
     {"report"},
     {"pipeline", "predictor"},
-    {"kit"},
+    {"kit", "shipping"},
     {"api"},
     {"cli"},
     {"__main__"},
