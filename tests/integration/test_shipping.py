@@ -185,6 +185,14 @@ def test_verify_finds_what_was_changed(shipped, tmp_path) -> None:
     assert call("verify", broken("answers-unrun", answer_otherwise), "--digests").exit_code == 0
 
 
+def test_a_damaged_sibling_is_left_out_and_said_so(ran, tmp_path) -> None:
+    copy = Path(shutil.copytree(ran, tmp_path / "copy"))
+    (copy / "deliverables" / "fp16" / "model.onnx").write_bytes(b"damaged")
+    shown = call("export", f"{copy}:int8", tmp_path / "out", "--layout", "onnxruntime").stdout
+    assert "left out: fp16: The file 'model.onnx' of an artifact is missing or was changed" in " ".join(shown.split())
+    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {"model.onnx", "model_quantized.onnx"}
+
+
 def test_verify_says_what_it_could_not_run(shipped, tmp_path) -> None:
     code, said = check(shipped("artifact"), blocked=(*BLOCKED, "onnxruntime", "openvino"))
     assert code == 3
