@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -89,6 +90,14 @@ def test_an_export_is_the_measured_artifact_with_card_record_and_checksums(ran, 
     assert done.returncode == 0, done.stderr
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {line.split(": ")[0] for line in done.stdout.splitlines()} == files - {"SHA256SUMS"}
+
+
+def test_the_program_in_an_export_fits_an_old_python(shipped) -> None:
+    tree = ast.parse((shipped("artifact") / "verify.py").read_text(encoding="utf-8"), feature_version=(3, 9))
+    named = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert named <= {*sys.stdlib_module_names, "numpy", "onnxruntime", "openvino", "torch", "transformers"}
 
 
 def test_onnx_files_lie_side_by_side_under_the_names_that_stock_loaders_know(ran, shipped) -> None:
