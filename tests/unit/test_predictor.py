@@ -285,9 +285,8 @@ def test_threads_of_onnxruntime_and_openvino_are_as_asked(folders: Mapping[str, 
             assert own_threads() == before + threads - 1, "the calling thread works too"
         assert own_threads() == before
     pytest.importorskip("openvino")
-    for threads in (1, 2):
-        with compress.load(folders["openvino"], runtime="openvino", threads=threads, check=False) as predictor:
-            assert predictor._session._compiled["model"].get_property("INFERENCE_NUM_THREADS") == threads
+    with compress.load(folders["openvino"], runtime="openvino", threads=1, check=False) as predictor:
+        assert predictor._session._compiled["model"].get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_threads_of_torch_are_each_predictor_s_own_and_put_back(folders: Mapping[str, Path]) -> None:
