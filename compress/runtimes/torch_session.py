@@ -27,8 +27,8 @@ _WARM_RUNS = 3
 class _Threads:
     """PyTorch's number of threads, which is one for the whole process, and kept by each Python thread besides.
 
-    It is set before every run, and put back when the last session closes. Runs take turns while sessions with
-    different numbers are open.
+    It is set wherever a run finds another, and put back when the last session closes. Runs take turns while sessions
+    with different numbers are open.
     """
 
     def __init__(self) -> None:
@@ -57,8 +57,10 @@ class _Threads:
     def running(self, number: int) -> Iterator[None]:
         import torch
 
-        with self._turn if len(self._open) > 1 else nullcontext():
-            torch.set_num_threads(number)
+        mixed = len(self._open) > 1
+        with self._turn if mixed else nullcontext():
+            if mixed or torch.get_num_threads() != number:  # not idly: it also drops oneDNN's prepared kernels
+                torch.set_num_threads(number)
             yield
 
 
