@@ -20,12 +20,11 @@ from compress.runtimes.onnxruntime import device_of
 from compress.runtimes.target import Target
 from compress.tasks.asking import is_one, rows_of
 from compress.tasks.base import Row, Task, task_from
+from compress.verifying import difference, run_golden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HALF = {"fp16": 2e-2, "bf16": 1e-1}
-"""Trait -> share of the largest output by which golden outputs may differ: 8 bits round 8 times as coarsely as 11."""
 _WINDOW = 1024
 """Examples that are encoded at a time."""
 Text = str | tuple[str, str]
@@ -44,7 +43,8 @@ def load(
     """Open an artifact folder as a ready predictor.
 
     Args:
-        folder: what ``mcompress run`` or ``mcompress export`` wrote.
+        folder: what ``mcompress run`` or ``mcompress export`` wrote; one of several models in an export by its
+            manifest, ``folder/artifact.fp16.json``.
         runtime: torch, onnxruntime, openvino or tensorrt; None = the artifact kind's own.
         device: "cpu" or "cuda"; None = the runtime's usual one.
         provider: the same as ``device`` by the name of ONNX Runtime's execution provider, CPUExecutionProvider or
@@ -150,10 +150,7 @@ class Predictor:
         return np.concatenate(parts) if parts else np.zeros((0, max(len(self.task.labels), 1)), dtype=np.float32)
 
     def check_golden(self) -> None:
-        """Run the golden inputs and compare with the golden outputs.
-
-        Float32 must agree to 1e-3 of the largest output (at least 1e-3), FP16 to 2e-2 of it, BF16 to 1e-1. Integer
-        kernels round differently on different CPUs: there the mean cosine must be at least 0.95.
+        """Run the golden inputs and compare with the golden outputs, as closely as ``verifying.difference`` says.
 
         Raises:
             IntegrityError: they differ by more.
@@ -163,22 +160,12 @@ class Predictor:
         if golden is None:
             return
         dtypes = {spec.name: spec.dtype for graph in self.artifact.manifest.graphs.values() for spec in graph.inputs}
-        batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in golden.inputs.items()}
-        wanted = np.array(golden.outputs[self._output], dtype=np.float64)
-        integers = bool(self.artifact.traits & {"int8", "int4"})
         with self._call():
-            found = self._run_one_by_one(batch) if integers else self._run(batch)
-        gap, size = np.abs(found - wanted).max(), max(1.0, np.abs(wanted).max())
-        if integers:
-            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-            fine = bool(((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).mean() >= 0.95)
-        else:
-            allowed = next((share for trait, share in _HALF.items() if trait in self.artifact.traits), 1e-3)
-            fine = bool(gap <= allowed * size)
-        if not fine:
+            found = run_golden(golden.inputs, dtypes, self.artifact.traits, self._run)
+        if gap := difference(found, golden.outputs[self._output], self.artifact.traits):
             raise IntegrityError(
                 "The artifact does not give its golden outputs on this machine.",
-                value=f"largest difference {gap:.3g} where outputs reach {np.abs(wanted).max():.3g}",
+                value=gap,
                 fix="Check the runtime's version against artifact.json, or open it with `check=False` and measure.",
             )
 
@@ -229,17 +216,6 @@ class Predictor:
     def _run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         with self._turn:
             return self._session.run(batch)[self._output]
-
-    def _run_one_by_one(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """Dynamic INT8 scales depend on what else is in the batch and on padding: run rows at their real length."""
-        outputs = []
-        mask = batch.get("attention_mask")
-        for i in range(len(next(iter(batch.values())))):
-            row = {name: array[i : i + 1] for name, array in batch.items()}
-            if mask is not None:
-                row = {name: array[:, : int(mask[i].sum())] for name, array in row.items()}
-            outputs.append(self._run(row))
-        return np.concatenate(outputs)
 
 
 def _target(
