@@ -15,6 +15,7 @@ from compress.errors import DataError, IntegrityError, MissingCapabilityError
 from compress.runtimes.base import RUNTIME_OF, Session, runtimes
 from compress.runtimes.target import Target
 from compress.tasks.base import Task, task_from
+from compress.trust import trusting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     check: bool = True,
+    trust_remote_code: bool = False,
 ) -> Predictor:
     """Open an artifact folder as a ready predictor.
 
@@ -41,9 +43,11 @@ def load(
         device: "cpu" or "cuda"; None = the runtime's usual one.
         threads: CPU threads; None = every core.
         check: verify every file's digest, and that the golden inputs still give the golden outputs.
+        trust_remote_code: run the Python files of the model's author that a torch artifact may hold, with your
+            rights and in no sandbox.
 
     Raises:
-        ModelError: the folder is not an artifact.
+        ModelError: the folder is not an artifact, or holds code that is not to be trusted.
         IntegrityError: a file was changed, or the golden outputs are not reproduced.
         MissingCapabilityError: the runtime is not installed, or its device is not here.
     """
@@ -59,22 +63,38 @@ def load(
             value=available.reason,
             fix="Install it, or give another `runtime=`.",
         )
-    predictor = Predictor(artifact, task_from(artifact.manifest.task), opener.open(artifact, target))
+    with trusting(_code_in(artifact) if trust_remote_code else ()):
+        session = opener.open(artifact, target)
+    predictor = Predictor(artifact, task_from(artifact.manifest.task), session)
     if check:
         predictor.check_golden()
     return predictor
 
 
-def load_model(folder: Path | str) -> PreTrainedModel:
+def load_model(folder: Path | str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a torch artifact as its Transformers model: float32, evaluation mode, pruned shapes rebuilt.
 
+    Args:
+        folder: the artifact.
+        trust_remote_code: see ``load``.
+
     Raises:
-        ModelError: the folder is not an artifact that holds a torch model.
+        ModelError: the folder is not an artifact that holds a torch model, or holds code that is not to be trusted.
     """
     from compress.models.loading import load_torch
 
     artifact = open_artifact(folder)
-    return load_torch(artifact.path, task_from(artifact.manifest.task))
+    with trusting(_code_in(artifact) if trust_remote_code else ()):
+        return load_torch(artifact.path, task_from(artifact.manifest.task))
+
+
+def _code_in(artifact: Artifact) -> list[str]:
+    """Return the digest of the author's code in an artifact, if there is any."""
+    from compress.models.loading import read_config
+    from compress.models.remote_code import read_code
+
+    code = read_code(artifact.path, read_config(artifact.path)) if artifact.kind == "torch" else None
+    return [] if code is None else [code.digest]
 
 
 class Predictor:

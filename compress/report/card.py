@@ -23,6 +23,7 @@ _AUTO = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
 }
 _WORDS = {
+    "custom-code": "opened with Python code of the model's author, which runs with your rights and in no sandbox",
     "int8": "8-bit integer products",
     "int4": "4-bit weights",
     "fp16": "float16 weights",

@@ -17,7 +17,7 @@ ROOT = Path(compress.__file__).parent
 LONGEST = 400
 
 LAYERS = (
-    {"errors", "progress", "children", "reading", "verifying"},
+    {"errors", "progress", "children", "reading", "trust", "verifying"},
     {"resources", "disk"},
     {"artifact", "store", "registry"},
     {"data"},
@@ -40,7 +40,7 @@ LAYERS = (
 """docs/decisions/0001, bottom first: imports point down, or stay within one part of the package."""
 ALL_THAT_MAY_BE_KNOWN = {
     "report": {"errors", "disk", "reading"},
-    "bench": {"errors", "children", "artifact", "data", "runtimes", "tasks"},
+    "bench": {"errors", "children", "artifact", "data", "runtimes", "tasks", "trust"},
 }
 """Parts that know no domain: a report is rendered from its record, a measurement needs an artifact and arrays."""
 BARE = {"Exception", "KeyError", "OSError", "RuntimeError", "TypeError", "ValueError"}
