@@ -4,107 +4,114 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import compress
+from compress.errors import ModelError
 
 BAG_FILES = {"configuration_bag.py", "modeling_bag.py", "pooling.py"}
 
 
+@dataclass
+class Ran:
+    """A finished run: its folder, its recipe, and what it said."""
+
+    out: Path
+    recipe: Path
+    said: str
+
+    @property
+    def student(self) -> Path:
+        return self.out / "deliverables" / "own-student"
+
+
 @pytest.fixture(scope="module")
-def bag_run(lab, own_code, tmp_path_factory) -> Path:
-    """A run that names a bag of words, with every pass that takes such a model."""
-    out, model = tmp_path_factory.mktemp("bag") / "run", str(own_code("bag"))
+def ran(lab, own_code, tmp_path_factory) -> Ran:
+    """A run that names a bag of words, with the passes that take such a model."""
+    out, model, said = tmp_path_factory.mktemp("bag") / "run", str(own_code("bag")), []
     steps = [
         {"finetune": {"epochs": 1}},
         {"export": {}},
         {"quantize": {"method": "dynamic"}},
-        {"cast": {"dtype": "float16"}, "id": "fp16", "from": "export"},
         {"distill": {"teacher": "model", "epochs": 1}, "id": "own-student", "from": "finetune"},
-        {
-            "distill": {"teacher": "model", "epochs": 1, "student": {"model": str(lab.model)}},
-            "id": "known-student",
-            "from": "model",
-        },
     ]
-    measure = {**lab.measure, "targets": ["ort-cpu-1t", "torch-cpu-1t"], "baselines": ["torch", "onnx"]}
+    measure = {**lab.measure, "targets": ["torch-cpu-1t"]}
     recipe = lab.recipe("bag", steps, model=model, trust_remote_code=model, measure=measure)
-    done = lab.command("run", recipe, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "the model's own code is run: configuration_bag.py, modeling_bag.py, pooling.py" in done.stderr
-    assert "in no sandbox" in done.stderr
-    return out
+    compress.run(
+        recipe, out, variables=[f"DATA={lab.data}"], store=compress.Store(lab.home), emit=lambda *it: said.append(it[0])
+    )
+    return Ran(out, recipe, "\n".join(map(str, said)))
 
 
-def test_a_run_takes_it_through_every_pass_that_can(bag_run: Path) -> None:
-    report = json.loads((bag_run / "report.json").read_text(encoding="utf-8"))
+def test_a_run_takes_it_through_every_pass_that_can(ran: Ran) -> None:
+    assert "the model's own code is run: configuration_bag.py, modeling_bag.py, pooling.py" in ran.said
+    assert "in no sandbox" in ran.said
+    report = json.loads((ran.out / "report.json").read_text(encoding="utf-8"))
     steps = {step["id"]: step for step in report["steps"]}
     assert {name: "custom-code" in step["traits"] for name, step in steps.items()} == {
         "model": True,
         "finetune": True,
         "export": False,
         "quantize": False,
-        "fp16": False,
         "own-student": True,
-        "known-student": False,
-        "onnx-fp32": False,
     }
     assert [row["reason"] for row in report["rows"] if row["status"] != "ok"] == []
     assert "modeling_bag.py" in steps["model"]["notes"]["code"]
-    assert str(bag_run.parent) not in (bag_run / "report.json").read_text(encoding="utf-8")
-    assert "in no sandbox" in (bag_run / "report.md").read_text(encoding="utf-8")
-    for step in ("own-student", "known-student", "quantize", "fp16"):
-        folder = bag_run / "deliverables" / step
+    assert str(ran.out.parent) not in (ran.out / "report.json").read_text(encoding="utf-8")
+    assert "in no sandbox" in (ran.out / "report.md").read_text(encoding="utf-8")
+    for step in ("own-student", "quantize"):
+        folder = ran.out / "deliverables" / step
         files = {path.name for path in folder.glob("*.py")}
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = step == "own-student"
         assert files == (BAG_FILES if own else set())
         assert ("auto_map" in config) == own
-        assert BAG_FILES <= compress.open_artifact(folder).manifest.files.keys() or not own
+        assert set(compress.open_artifact(folder).manifest.files) >= BAG_FILES or not own
 
 
-def test_an_artifact_runs_code_only_for_who_says_so(bag_run: Path, lab) -> None:
-    folder = bag_run / "deliverables" / "own-student"
+def test_an_artifact_runs_code_only_for_who_says_so(ran: Ran, lab) -> None:
+    folder = ran.student
     for opening in (compress.load, compress.load_model):
-        with pytest.raises(compress.ModelError, match="needs remote code"):
+        with pytest.raises(ModelError, match="needs remote code"):
             opening(folder)
     with compress.load(folder, trust_remote_code=True) as predictor:
         assert predictor("the film was great")["label"] in ("bad", "fine", "good")
-    with pytest.raises(compress.ModelError, match="needs remote code"):
+    with pytest.raises(ModelError, match="needs remote code"):
         compress.load_model(folder)
-    with compress.load(bag_run / "deliverables" / "quantize") as predictor:
+    with compress.load(ran.out / "deliverables" / "quantize") as predictor:
         assert predictor("the film was great")["label"] in ("bad", "fine", "good")
     done = lab.command("bench", folder, "--data", lab.data / "test.csv", "--json")
     assert "needs remote code" in json.loads(done.stdout.splitlines()[-1])[0]["reason"]
 
 
-def test_transformers_opens_it_too(bag_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_opens_it_too(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    folder = bag_run / "deliverables" / "own-student"
+    folder = ran.student
     theirs = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     ours = compress.load_model(folder, trust_remote_code=True)
     inputs = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     assert torch.equal(theirs(**inputs).logits, ours(**inputs).logits)
 
 
-def test_two_folders_of_one_name_have_their_own_code(bag_run: Path, tmp_path: Path) -> None:
+def test_two_folders_of_one_name_have_their_own_code(ran: Ran, tmp_path: Path) -> None:
     """Transformers would keep the module that was imported first: its name is that of the folder."""
     found = {}
     for place, answer in (("a", "logits=self"), ("b", "logits=-self"), ("c", "logits=2 * self")):
         folder = tmp_path / place / "payload"
-        shutil.copytree(bag_run / "deliverables" / "own-student", folder, ignore=shutil.ignore_patterns("*.json"))
+        shutil.copytree(ran.student, folder, ignore=shutil.ignore_patterns("*.json"))
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(bag_run / "deliverables" / "own-student" / name, folder)
+            shutil.copy(ran.student / name, folder)
         text = (folder / "modeling_bag.py").read_text(encoding="utf-8")
         (folder / "modeling_bag.py").write_text(text.replace("logits=self", answer), encoding="utf-8")
-        _seal(folder, bag_run / "deliverables" / "own-student")
+        _seal(folder, ran.student)
         with compress.load(folder, check=False, trust_remote_code=True) as predictor:
             found[place] = predictor.logits(["the film was great"])
         assert not list(folder.rglob("__pycache__"))
@@ -117,18 +124,23 @@ def _seal(folder: Path, like: Path) -> None:
 
     manifest = compress.open_artifact(like).manifest
     create_artifact(
-        folder, kind="torch", task=manifest.task, graphs=manifest.graphs, made_by=manifest.made_by, traits=("custom-code",)
+        folder,
+        kind="torch",
+        task=manifest.task,
+        graphs=manifest.graphs,
+        made_by=manifest.made_by,
+        traits=("custom-code",),
     )
 
 
-def test_trust_is_for_these_very_bytes(bag_run: Path, tmp_path: Path) -> None:
+def test_trust_is_for_these_very_bytes(ran: Ran, tmp_path: Path) -> None:
     """What another process put in the place of the code after it was looked at is not run."""
     from compress.models.loading import load_torch
     from compress.models.remote_code import read_code
     from compress.tasks.base import task_from
     from compress.trust import trusting
 
-    like = bag_run / "deliverables" / "own-student"
+    like = ran.student
     folder = Path(shutil.copytree(like, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     task = task_from(compress.open_artifact(like).manifest.task)
@@ -136,7 +148,7 @@ def test_trust_is_for_these_very_bytes(bag_run: Path, tmp_path: Path) -> None:
         load_torch(folder, task)
         with (folder / "pooling.py").open("a", encoding="utf-8") as file:
             file.write("\nraise SystemExit('run')\n")
-        with pytest.raises(compress.ModelError, match="needs remote code"):
+        with pytest.raises(ModelError, match="needs remote code"):
             load_torch(folder, task)
 
 
@@ -167,19 +179,42 @@ def test_passes_that_need_a_known_structure_refuse_when_planned(lab, own_code, r
     refusals.of("own code", "must know the parts of a model", ("plan", recipe), ("run", recipe, "--out", refusals.out))
 
 
-def test_a_model_and_data_are_enough(lab, own_code, tmp_path: Path) -> None:
+def test_a_model_and_data_are_enough(lab, own_code) -> None:
+    """The recipe that is chosen for such a model can be planned."""
+    from compress.pipeline.picking import pick_recipe
+    from compress.pipeline.planning import make_plan
+    from compress.recipe import parse_recipe
+
+    model = str(own_code("bert"))
+    recipe = parse_recipe(pick_recipe(model, lab.data, own_code=True), [f"trust_remote_code={model}"])
+    assert make_plan(recipe).leaves == ["int8", "fp16"]
+
+
+def test_the_command_names_it(lab, own_code) -> None:
+    from typer.testing import CliRunner
+
+    from compress.cli.app import app
+
     model = own_code("bert")
-    words = ("run", model, "--data", lab.data, "--out", tmp_path / "run", "--set", f"measure={json.dumps(lab.measure)}")
-    done = lab.command(*words)
-    assert done.returncode == 2 and "needs remote code" in done.stderr and not (tmp_path / "run").exists()
-    done = lab.command(*words, "--trust-remote-code", model, "--set", "gates={accuracy: {max_drop_points: 100}}")
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "run" / "deliverables").iterdir()} == {"int8", "fp16"}
-    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert report["reproduce"]["commands"][-1].count("trust_remote_code") == 1
-    assert str(model.parent) not in json.dumps(report)
-    kit = lab.command("kit", tmp_path / "run", tmp_path / "kit")
-    assert kit.returncode == 0 and not list((tmp_path / "kit").rglob("modeling*")), kit.stderr
+    recipe = lab.recipe("named", [{"export": {}}])
+    words = [str(recipe), "--var", f"MODEL={model}"]
+    assert "needs remote code" in CliRunner().invoke(app, ["plan", *words]).stderr
+    planned = CliRunner().invoke(app, ["plan", *words, "--trust-remote-code", f"{model}/"])
+    assert "no sandbox" in planned.stderr
+    assert planned.exit_code == 0
+    checked = CliRunner().invoke(app, ["validate", *words, "--trust-remote-code", str(model)])
+    assert checked.exit_code == 0, checked.stderr
+
+
+def test_a_kit_has_graphs_alone(ran: Ran, lab, tmp_path: Path) -> None:
+    from compress.errors import UsageError
+    from compress.kit.writing import write_kit
+
+    store, variables = compress.Store(lab.home), [f"DATA={lab.data}"]
+    write_kit(ran.out, ["quantize"], tmp_path / "kit", variables=variables, store=store, emit=lambda *_: None)
+    assert not list((tmp_path / "kit").rglob("modeling*"))
+    with pytest.raises(UsageError, match="needs its author's code"):
+        write_kit(ran.out, ["own-student"], tmp_path / "none", variables=variables, store=store, emit=lambda *_: None)
 
 
 def test_the_hub_gives_code_of_one_commit(own_code, monkeypatch: pytest.MonkeyPatch) -> None:
