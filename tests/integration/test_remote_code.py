@@ -39,8 +39,7 @@ def ran(lab, own_code, tmp_path_factory) -> Ran:
         {"quantize": {"method": "dynamic"}},
         {"distill": {"teacher": "model", "epochs": 1}, "id": "own-student", "from": "finetune"},
     ]
-    measure = {**lab.measure, "targets": ["torch-cpu-1t"]}
-    recipe = lab.recipe("bag", steps, model=model, trust_remote_code=model, measure=measure)
+    recipe = lab.recipe("bag", steps, model=model, trust_remote_code=model)
     compress.run(
         recipe, out, variables=[f"DATA={lab.data}"], store=compress.Store(lab.home), emit=lambda *it: said.append(it[0])
     )
