@@ -62,7 +62,7 @@ class Commands:
         """Use an open tokenizer or preprocessor on ``rows``, the timed sequence as the user has it."""
         self._task, self._encode, self._rows = task, encode, rows
 
-    def do_open(self, artifact: str, target: dict[str, Any], encoded: str, trust: Sequence[str]) -> dict[str, Any]:
+    def do_open(self, artifact: str, target: dict[str, Any], encoded: str, trust: Sequence[str] = ()) -> dict[str, Any]:
         """Open an artifact; the library is imported and the examples are read before memory is first taken.
 
         ``trust`` holds the digests of what code may run, as the parent was told.

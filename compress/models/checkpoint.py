@@ -63,6 +63,12 @@ def look_through(folder: Path, *, own_code: bool = False) -> dict[str, Any]:
     if AUTO_MAP in config and not own_code:
         raise refuse_code(folder)
     code = read_code(folder, config)
+    if code is not None and (folder / STRUCTURE).exists():
+        raise ModelError(
+            f"The model has code of its own and a {STRUCTURE}, which says what was taken from a known family.",
+            value=folder.name,
+            fix="Give the model as its author has it.",
+        )
     _refuse_foreign_parts(folder, config)
     stored = _read_headers(folder, _weight_files(folder))
     if code is None:

@@ -1,8 +1,8 @@
 """Models whose classes lie in Python files of their author: which files those are, and how their classes are loaded.
 
-``auto_map`` of config.json names the classes. Transformers would copy the files into a cache of the user's, under the
-name of the folder, where two folders of one name share what was imported first. Here they are imported from the very
-bytes that were hashed, as a package named by their digest, and nothing is written.
+``auto_map`` of config.json names the classes. Transformers would copy the files into a cache of the user's and import
+what lies there, a file that two classes need once for each of them. Here they are imported from the very bytes that
+were hashed, as one package named by their digest, and nothing is written.
 """
 
 from __future__ import annotations

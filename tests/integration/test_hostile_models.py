@@ -230,6 +230,7 @@ NAMED: dict[str, tuple[Change, str, int]] = {
         "no class that classifies",
         2,
     ),
+    "a structure of a known family": (put("structure.json", b"{}"), "has code of its own and a structure.json", 2),
     "a map that is none": (edit("config.json", auto_map=3), "something other than a class", 2),
     "a class of another kind": (classes("pooling.Mean"), "does not define the class", 2),
     "a class that is not there": (classes("modeling_bag.Nothing"), "does not define the class", 2),

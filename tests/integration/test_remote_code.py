@@ -101,7 +101,7 @@ def test_transformers_opens_it_too(ran: Ran, tmp_path: Path, monkeypatch: pytest
 
 
 def test_two_folders_of_one_name_have_their_own_code(ran: Ran, tmp_path: Path) -> None:
-    """Transformers would keep the module that was imported first: its name is that of the folder."""
+    """Modules are named by what is in them, not by where they lie; the first does not stay for the others."""
     found = {}
     for place, answer in (("a", "logits=self"), ("b", "logits=-self"), ("c", "logits=2 * self")):
         folder = tmp_path / place / "payload"
