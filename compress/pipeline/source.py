@@ -209,7 +209,7 @@ def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Grap
     )
 
 
-def _hash_source(place: Path, *, own_code: bool) -> dict[str, str]:
+def _hash_source(place: Path, *, own_code: bool = False) -> dict[str, str]:
     """Return the sha256 of every file that is taken in, by its place relative to the model's folder.
 
     Raises:
