@@ -30,7 +30,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(lab, own_code, tmp_path_factory) -> Ran:
+def bag(lab, own_code, tmp_path_factory) -> Ran:
     """A run that names a bag of words, with the passes that take such a model."""
     out, model, said = tmp_path_factory.mktemp("bag") / "run", str(own_code("bag")), []
     steps = [
@@ -46,10 +46,10 @@ def ran(lab, own_code, tmp_path_factory) -> Ran:
     return Ran(out, recipe, "\n".join(map(str, said)))
 
 
-def test_a_run_takes_it_through_every_pass_that_can(ran: Ran) -> None:
-    assert "the model's own code is run: configuration_bag.py, modeling_bag.py, pooling.py" in ran.said
-    assert "in no sandbox" in ran.said
-    report = json.loads((ran.out / "report.json").read_text(encoding="utf-8"))
+def test_a_run_takes_it_through_every_pass_that_can(bag: Ran) -> None:
+    assert "the model's own code is run: configuration_bag.py, modeling_bag.py, pooling.py" in bag.said
+    assert "in no sandbox" in bag.said
+    report = json.loads((bag.out / "report.json").read_text(encoding="utf-8"))
     steps = {step["id"]: step for step in report["steps"]}
     assert {name: "custom-code" in step["traits"] for name, step in steps.items()} == {
         "model": True,
@@ -60,10 +60,10 @@ def test_a_run_takes_it_through_every_pass_that_can(ran: Ran) -> None:
     }
     assert [row["reason"] for row in report["rows"] if row["status"] != "ok"] == []
     assert "modeling_bag.py" in steps["model"]["notes"]["code"]
-    assert str(ran.out.parent) not in (ran.out / "report.json").read_text(encoding="utf-8")
-    assert "in no sandbox" in (ran.out / "report.md").read_text(encoding="utf-8")
+    assert str(bag.out.parent) not in (bag.out / "report.json").read_text(encoding="utf-8")
+    assert "in no sandbox" in (bag.out / "report.md").read_text(encoding="utf-8")
     for step in ("own-student", "quantize"):
-        folder = ran.out / "deliverables" / step
+        folder = bag.out / "deliverables" / step
         files = {path.name for path in folder.glob("*.py")}
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = step == "own-student"
@@ -72,8 +72,8 @@ def test_a_run_takes_it_through_every_pass_that_can(ran: Ran) -> None:
         assert set(compress.open_artifact(folder).manifest.files) >= BAG_FILES or not own
 
 
-def test_an_artifact_runs_code_only_for_who_says_so(ran: Ran, lab) -> None:
-    folder = ran.student
+def test_an_artifact_runs_code_only_for_who_says_so(bag: Ran, lab) -> None:
+    folder = bag.student
     for opening in (compress.load, compress.load_model):
         with pytest.raises(ModelError, match="needs remote code"):
             opening(folder)
@@ -81,36 +81,36 @@ def test_an_artifact_runs_code_only_for_who_says_so(ran: Ran, lab) -> None:
         assert predictor("the film was great")["label"] in ("bad", "fine", "good")
     with pytest.raises(ModelError, match="needs remote code"):
         compress.load_model(folder)
-    with compress.load(ran.out / "deliverables" / "quantize") as predictor:
+    with compress.load(bag.out / "deliverables" / "quantize") as predictor:
         assert predictor("the film was great")["label"] in ("bad", "fine", "good")
     done = lab.command("bench", folder, "--data", lab.data / "test.csv", "--json")
     assert "needs remote code" in json.loads(done.stdout.splitlines()[-1])[0]["reason"]
 
 
-def test_transformers_opens_it_too(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_opens_it_too(bag: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    folder = ran.student
+    folder = bag.student
     theirs = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     ours = compress.load_model(folder, trust_remote_code=True)
     inputs = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     assert torch.equal(theirs(**inputs).logits, ours(**inputs).logits)
 
 
-def test_two_folders_of_one_name_have_their_own_code(ran: Ran, tmp_path: Path) -> None:
+def test_two_folders_of_one_name_have_their_own_code(bag: Ran, tmp_path: Path) -> None:
     """Modules are named by what is in them, not by where they lie; the first does not stay for the others."""
     found = {}
     for place, answer in (("a", "logits=self"), ("b", "logits=-self"), ("c", "logits=2 * self")):
         folder = tmp_path / place / "payload"
-        shutil.copytree(ran.student, folder, ignore=shutil.ignore_patterns("*.json"))
+        shutil.copytree(bag.student, folder, ignore=shutil.ignore_patterns("*.json"))
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(ran.student / name, folder)
+            shutil.copy(bag.student / name, folder)
         text = (folder / "modeling_bag.py").read_text(encoding="utf-8")
         (folder / "modeling_bag.py").write_text(text.replace("logits=self", answer), encoding="utf-8")
-        _seal(folder, ran.student)
+        _seal(folder, bag.student)
         with compress.load(folder, check=False, trust_remote_code=True) as predictor:
             found[place] = predictor.logits(["the film was great"])
         assert not list(folder.rglob("__pycache__"))
@@ -132,14 +132,14 @@ def _seal(folder: Path, like: Path) -> None:
     )
 
 
-def test_trust_is_for_these_very_bytes(ran: Ran, tmp_path: Path) -> None:
+def test_trust_is_for_these_very_bytes(bag: Ran, tmp_path: Path) -> None:
     """What another process put in the place of the code after it was looked at is not run."""
     from compress.models.loading import load_torch
     from compress.models.remote_code import read_code
     from compress.tasks.base import task_from
     from compress.trust import trusting
 
-    like = ran.student
+    like = bag.student
     folder = Path(shutil.copytree(like, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     task = task_from(compress.open_artifact(like).manifest.task)
@@ -205,15 +205,15 @@ def test_the_command_names_it(lab, own_code) -> None:
     assert checked.exit_code == 0, checked.stderr
 
 
-def test_a_kit_has_graphs_alone(ran: Ran, lab, tmp_path: Path) -> None:
+def test_a_kit_has_graphs_alone(bag: Ran, lab, tmp_path: Path) -> None:
     from compress.errors import UsageError
     from compress.kit.writing import write_kit
 
     store, variables = compress.Store(lab.home), [f"DATA={lab.data}"]
-    write_kit(ran.out, ["quantize"], tmp_path / "kit", variables=variables, store=store, emit=lambda *_: None)
+    write_kit(bag.out, ["quantize"], tmp_path / "kit", variables=variables, store=store, emit=lambda *_: None)
     assert not list((tmp_path / "kit").rglob("modeling*"))
     with pytest.raises(UsageError, match="needs its author's code"):
-        write_kit(ran.out, ["own-student"], tmp_path / "none", variables=variables, store=store, emit=lambda *_: None)
+        write_kit(bag.out, ["own-student"], tmp_path / "none", variables=variables, store=store, emit=lambda *_: None)
 
 
 def test_the_hub_gives_code_of_one_commit(own_code, monkeypatch: pytest.MonkeyPatch) -> None:
