@@ -17,7 +17,7 @@ BAG_FILES = {"configuration_bag.py", "modeling_bag.py", "pooling.py"}
 
 
 @dataclass
-class Ran:
+class Bag:
     """A finished run: its folder, its recipe, and what it said."""
 
     out: Path
@@ -30,7 +30,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def bag(lab, own_code, tmp_path_factory) -> Ran:
+def bag(lab, own_code, tmp_path_factory) -> Bag:
     """A run that names a bag of words, with the passes that take such a model."""
     out, model, said = tmp_path_factory.mktemp("bag") / "run", str(own_code("bag")), []
     steps = [
@@ -43,10 +43,10 @@ def bag(lab, own_code, tmp_path_factory) -> Ran:
     compress.run(
         recipe, out, variables=[f"DATA={lab.data}"], store=compress.Store(lab.home), emit=lambda *it: said.append(it[0])
     )
-    return Ran(out, recipe, "\n".join(map(str, said)))
+    return Bag(out, recipe, "\n".join(map(str, said)))
 
 
-def test_a_run_takes_it_through_every_pass_that_can(bag: Ran) -> None:
+def test_a_run_takes_it_through_every_pass_that_can(bag: Bag) -> None:
     assert "the model's own code is run: configuration_bag.py, modeling_bag.py, pooling.py" in bag.said
     assert "in no sandbox" in bag.said
     report = json.loads((bag.out / "report.json").read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def test_a_run_takes_it_through_every_pass_that_can(bag: Ran) -> None:
         assert set(compress.open_artifact(folder).manifest.files) >= BAG_FILES or not own
 
 
-def test_an_artifact_runs_code_only_for_who_says_so(bag: Ran, lab) -> None:
+def test_an_artifact_runs_code_only_for_who_says_so(bag: Bag, lab) -> None:
     folder = bag.student
     for opening in (compress.load, compress.load_model):
         with pytest.raises(ModelError, match="needs remote code"):
@@ -87,7 +87,7 @@ def test_an_artifact_runs_code_only_for_who_says_so(bag: Ran, lab) -> None:
     assert "needs remote code" in json.loads(done.stdout.splitlines()[-1])[0]["reason"]
 
 
-def test_transformers_opens_it_too(bag: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_opens_it_too(bag: Bag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, dynamic_module_utils
 
@@ -100,7 +100,7 @@ def test_transformers_opens_it_too(bag: Ran, tmp_path: Path, monkeypatch: pytest
     assert torch.equal(theirs(**inputs).logits, ours(**inputs).logits)
 
 
-def test_two_folders_of_one_name_have_their_own_code(bag: Ran, tmp_path: Path) -> None:
+def test_two_folders_of_one_name_have_their_own_code(bag: Bag, tmp_path: Path) -> None:
     """Modules are named by what is in them, not by where they lie; the first does not stay for the others."""
     found = {}
     for place, answer in (("a", "logits=self"), ("b", "logits=-self"), ("c", "logits=2 * self")):
@@ -132,7 +132,7 @@ def _seal(folder: Path, like: Path) -> None:
     )
 
 
-def test_trust_is_for_these_very_bytes(bag: Ran, tmp_path: Path) -> None:
+def test_trust_is_for_these_very_bytes(bag: Bag, tmp_path: Path) -> None:
     """What another process put in the place of the code after it was looked at is not run."""
     from compress.models.loading import load_torch
     from compress.models.remote_code import read_code
@@ -205,7 +205,7 @@ def test_the_command_names_it(lab, own_code) -> None:
     assert checked.exit_code == 0, checked.stderr
 
 
-def test_a_kit_has_graphs_alone(bag: Ran, lab, tmp_path: Path) -> None:
+def test_a_kit_has_graphs_alone(bag: Bag, lab, tmp_path: Path) -> None:
     from compress.errors import UsageError
     from compress.kit.writing import write_kit
 
@@ -214,6 +214,19 @@ def test_a_kit_has_graphs_alone(bag: Ran, lab, tmp_path: Path) -> None:
     assert not list((tmp_path / "kit").rglob("modeling*"))
     with pytest.raises(UsageError, match="needs its author's code"):
         write_kit(bag.out, ["own-student"], tmp_path / "none", variables=variables, store=store, emit=lambda *_: None)
+
+
+def test_an_export_says_what_it_needs(bag: Bag, lab, tmp_path: Path) -> None:
+    done = lab.command("export", f"{bag.out}:own-student", tmp_path / "out", "--layout", "transformers")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.py")} == BAG_FILES | {"verify.py"}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert 'AutoModelForSequenceClassification.from_pretrained("FOLDER", trust_remote_code=True)' in card
+    assert 'compress.load("FOLDER", trust_remote_code=True)' in card
+    assert "in no sandbox" in card
+    checked = lab.command("verify", tmp_path / "out")
+    assert "nobody's code runs here" in checked.stdout
+    assert checked.returncode == 3, checked.stdout + checked.stderr
 
 
 def test_the_hub_gives_code_of_one_commit(own_code, monkeypatch: pytest.MonkeyPatch) -> None:
