@@ -21,6 +21,7 @@ from compress.models.counting import (
 )
 from compress.models.depth import choose_layers
 from compress.models.families import Dimensions, dimensions, family_of, is_convolutional
+from compress.models.remote_code import CUSTOM_CODE
 from compress.models.signature import torch_graph
 from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
@@ -105,7 +106,7 @@ class Prune(Pass):
     Config: ClassVar[type[PassConfig]] = PruneConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
-    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE, CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({"pruned"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train", "validation")
