@@ -77,7 +77,9 @@ def test_python_runs(python_block: Any, ship: Callable[[str], None]) -> None:
     if python_block.not_run:
         compile(python_block.text, python_block.name, "exec")
         return
-    assert python_block.marker in kinds, f"one of: {', '.join(map(repr, kinds))}, or 'not run: REASON'"
+    if python_block.marker == "at the desk":
+        return  # test_docs_commands runs it behind the commands above it
+    assert python_block.marker in kinds, f"one of: {', '.join(map(repr, kinds))}, 'at the desk' or 'not run: REASON'"
     kind = kinds[python_block.marker]
     if kind is not None:
         ship(kind)
