@@ -210,8 +210,8 @@ class Desk:
         return int(result.exit_code)
 
     def _shell(self, line: str) -> int:
-        assert line.split()[0] in PROGRAMS, f"not run: {line}"
-        assert "pip" not in line.split(), f"not run: {line}"
+        assert line.split()[0] in PROGRAMS, f"mark the block <!-- not run: REASON -->: {line}"
+        assert "pip" not in line.split(), f"nothing is installed here: {line}"
         bin_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         process = subprocess.run(
             ["bash", "-c", line],
