@@ -23,17 +23,21 @@ import yaml
 from pydantic import BaseModel
 
 import compress
-from compress import errors
+from compress import artifact, errors
 from compress.artifact import Artifact, Manifest, PassRecord, create_artifact, open_artifact
 from compress.bench.settings import MeasureSettings
 from compress.cli.app import app
 from compress.data.config import DataConfig, Source
 from compress.data.splits import TaskData
+from compress.kit import writing
+from compress.models.structure import Structure
 from compress.passes.base import Context, ModelInfo, Pass
+from compress.pipeline.outcomes import Outcomes
 from compress.pipeline.planning import make_plan
 from compress.recipe import GateRule, Recipe, RunConfig, Step, parse_recipe
+from compress.report import model as report_model
 from compress.runtimes.target import Target, builtin_targets, parse_target
-from compress.store import Store
+from compress.store import Store, entries
 from compress.tasks.text_classification import TextClassification
 
 ROOT = Path(__file__).parents[2]
@@ -287,6 +291,21 @@ def test_python_page_names_the_whole_interface() -> None:
     first = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("\n## ")[0]
     names = {name.partition("(")[0] for name in re.findall(r"`([^`]+)`", first)}
     assert set(compress.__all__) <= names
+
+
+def test_guarantees_name_the_versions_that_the_code_writes() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    found = {
+        name.strip("`"): int(now) for name, now in re.findall(r"^\| (`\S+`|entries)[^|]*\| (\d)", text, re.MULTILINE)
+    }
+    assert found == {
+        "report.json": report_model.SCHEMA,
+        "artifact.json": artifact.SCHEMA,
+        "structure.json": Structure.model_fields["schema_version"].default,
+        "outcomes.json": Outcomes.model_fields["schema_version"].default,
+        "entries": entries.FORMAT,
+    }
+    assert found["outcomes.json"] == writing.SCHEMA, "the same row"
 
 
 def test_error_and_exit_code_tables_are_right() -> None:
