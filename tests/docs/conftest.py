@@ -226,7 +226,7 @@ class Desk:
         return process.returncode
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desk(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     root = tmp_path_factory.mktemp("desk").resolve()
     with pytest.MonkeyPatch.context() as patch:
