@@ -56,9 +56,17 @@ class Block:
         return self.marker.startswith("not run: ")
 
     def lines(self) -> list[str]:
-        """Its commands, continued lines joined."""
-        joined = self.text.replace("\\\n", " ")
-        return [line for line in map(str.strip, joined.splitlines()) if line and not line.startswith("#")]
+        """Its commands: continued lines, and lines inside one pair of quotes, are one."""
+        found, begun = [], ""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            begun = f"{begun}\n{line}" if begun else line.strip()
+            try:
+                words = shlex.split(begun, comments=True)
+            except ValueError:  # the quotes go on
+                continue
+            found += [begun] if words else []
+            begun = ""
+        return [*found, begun] if begun else found
 
 
 @dataclass(frozen=True)
