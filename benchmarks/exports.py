@@ -145,10 +145,11 @@ def try_loader(loader: Loader, run: Path, work: Path, texts: list[str]) -> list[
         return results
     for result in results:
         open_one(result, loader, command, folder, place, run, texts)
-    checked = subprocess.run([python, "verify.py"], cwd=folder, env=plain(), capture_output=True, text=True)
+    digests = ["--digests"] if loader.script.endswith(".mjs") else []  # Node.js has no Python runtime
+    checked = subprocess.run([python, "verify.py", *digests], cwd=folder, env=plain(), capture_output=True, text=True)
     for result in results:
-        result.verify = last_line(checked.stdout)
-        if checked.returncode not in ((0, 3) if loader.name == "transformers.js" else (0,)):
+        result.verify = f"{'digests: ' if digests else ''}{last_line(checked.stdout)}"
+        if checked.returncode != 0:
             result.problem = result.problem or f"verify.py: {checked.stdout.strip()}"
     return results
 

@@ -137,7 +137,7 @@ def _check_amounts(plan: RunPlan, data: TaskData) -> None:
             continue
         if isinstance(config, PruneConfig):
             labelled = sum(row.get("label") is not None for row in data["train"].rows)
-            if config.samples > labelled:
+            if config.samples is not None and config.samples > labelled:
                 raise DataError(
                     f"Step {step.id!r} asks for more labelled training rows than there are.",
                     value=f"{config.samples} samples of {labelled} rows",
