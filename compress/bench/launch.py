@@ -22,6 +22,7 @@ from compress.runtimes.target import Target
 from compress.trust import trusted
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MCOMPRESS_PLUGINS_QUIET": "1"}
 CHECKED = "checked afterwards"
 """How a memory limit is held where no control group can be made."""
 ENDED = "the measuring process had ended"
@@ -65,7 +66,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=os.environ | capped | threads | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | capped | threads | _ENVIRONMENT,
             encoding="utf-8",
             start_new_session=True,
         )

@@ -13,13 +13,14 @@ _WIDTH = 24
 @guarded
 def env(json_: bool = JsonOption) -> None:
     """Show this machine, the versions that matter, and which targets can run here."""
-    from compress import __version__
+    from compress import __version__, plugins
     from compress.bench.environment import environment
     from compress.bench.gpu_software import gpu_software
     from compress.runtimes.base import runtimes
     from compress.runtimes.target import builtin_targets
 
     found = {"mcompress": __version__, **environment(), "gpu_software": gpu_software()}
+    found["packages"] |= plugins.installed()
     targets = {name: runtimes.get(t.runtime)().available(t) for name, t in builtin_targets().items()}
     if json_:
         print_json({**found, "targets": {name: {"ok": a.ok, "reason": a.reason} for name, a in targets.items()}})

@@ -19,7 +19,7 @@ def ls(
     what: str | None = typer.Argument(None, help=f"One of: {', '.join(_THINGS)}. Everything if left out."),
     json_: bool = JsonOption,
 ) -> None:
-    """List built-in recipes, passes, targets, runtimes and tasks."""
+    """List recipes, passes, targets, runtimes and tasks; of a plug-in's, the distribution it comes from."""
     if what is not None and what not in _THINGS:
         raise UsageError(f"There is no list of {what!r}.", fix=did_you_mean(what, _THINGS))
     lists = {thing: _list(thing) for thing in _THINGS if what in (None, thing)}
@@ -71,7 +71,7 @@ def _list(thing: str) -> dict[str, str]:
     from compress.tasks.base import tasks
 
     registries: dict[str, Registry[Any]] = {"passes": passes, "runtimes": runtimes, "tasks": tasks}
-    return {name: registries[thing].origin(name) for name in registries[thing]}
+    return {name: registries[thing].origin(name) for name in registries[thing].usable()}
 
 
 def _first_comment(text: str) -> str:

@@ -96,7 +96,8 @@ def take_in(
     length = _longest(folder, tokenizer, positions, max_length)
     names = [] if problem == "regression" else label_names(config, labels)
     options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
-    model, trained = _load(folder, tasks.get(task_name).parse(options))
+    task = tasks.get(task_name).parse(options)
+    model, trained = _load(folder, task)
     _refuse_broken_weights(folder, model)
     _write_tokenizer(tokenizer, out, model)
     model.config.problem_type = _HF_PROBLEMS[problem]
@@ -104,7 +105,7 @@ def take_in(
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: i for i, name in enumerate(names)}
     save_torch(model, out, tokenizer_from=out)
-    return options if trained else options | {"labels": []}
+    return task.dump() if trained else task.dump() | {"labels": []}
 
 
 def _take_in_images(folder: Path, out: Path, task_name: str, names: list[str]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Pass(ABC):
     version: ClassVar[int]
     """Raise it whenever the same config gives other bytes: it is part of the store key."""
     libraries: ClassVar[tuple[str, ...]]
-    """Distributions whose versions are part of the store key."""
+    """Distributions whose versions are part of the store key; that of a plug-in is by itself."""
     Config: ClassVar[type[PassConfig]]
     consumes: ClassVar[frozenset[Kind]]
     """Kinds of the ``model`` input; empty for a pass that can start a recipe without a model."""
@@ -152,13 +152,17 @@ class Pass(ABC):
         """Return what ``config`` leaves to this machine, decided; it becomes part of the store key."""
         return {}
 
+    def versions(self) -> dict[str, str]:
+        """Return distribution -> version of ``libraries``, and of the plug-in that brings the pass."""
+        return library_versions(self.libraries) | passes.versions(self.name)
+
     def provenance(self, inputs: Mapping[str, Artifact], config: PassConfig, context: Context) -> dict[str, Any]:
         """Return the manifest fields that every pass records in the same way."""
         return {
             "task": context.task.dump(),
             "parents": {role: artifact.digest for role, artifact in inputs.items()},
             "made_by": PassRecord(name=self.name, version=self.version, config=config.model_dump(mode="json")),
-            "versions": library_versions(self.libraries),
+            "versions": self.versions(),
             "seed": context.seed,
             "data": {name: context.data[name].digest for name in self.reads(config) if name in context.data},
         }

@@ -156,18 +156,18 @@ def _fastest(
 
     context.emit(f"timing {len(variants) + 1} models on {config.target}")
     decisive = {"model": source.digest, "train": context.data["train"].digest, "config": config.model_dump(mode="json")}
+    target = find_target(config.target)
+    versions = library_versions((*Factorize.libraries, "onnxruntime")) | runtimes.versions(target.runtime)
     times = time_variants(
         variants,
         whole,
         source.path,
         context.task,
         context.task.encode(source.path, context.data["train"].rows),
-        find_target(config.target),
+        target,
         config.deploy,
         context.store,
-        hash_json(
-            decisive | {"seed": context.seed, "versions": library_versions((*Factorize.libraries, "onnxruntime"))}
-        ),
+        hash_json(decisive | {"seed": context.seed, "versions": versions}),
     )
     return fastest(times), {name: vars(speedup) for name, speedup in times.items()}
 

@@ -140,12 +140,13 @@ class Prune(Pass):
 
     def settle(self, config: PruneConfig) -> dict[str, Any]:
         """A budget of time belongs to the machine that it is measured on; widths keep to the grid of the target."""
-        target = find_target(config.target)
+        target, plugin = find_target(config.target), importances.versions(config.importance or "obs")
+        settled: dict[str, Any] = {"importance": plugin} if plugin else {}
         if config.budget not in TIMED:
-            return {"grid": target.grid.model_dump(mode="json")} if target.grid != Grids() else {}
+            return settled | ({"grid": target.grid.model_dump(mode="json")} if target.grid != Grids() else {})
         from compress.search.latency import machine
 
-        return {"machine": machine(), "target": target.model_dump(mode="json")}
+        return settled | {"machine": machine(target), "target": target.model_dump(mode="json")}
 
     def apply(self, inputs: Mapping[str, Artifact], config: PruneConfig, context: Context) -> Artifact:
         from compress.models.counting import count_macs, count_parameters

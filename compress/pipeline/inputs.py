@@ -155,4 +155,4 @@ def _begins_with_tuning(plan: RunPlan) -> bool:
 
 
 def _problem(recipe: Recipe, source: Source | None) -> Problem:
-    return recipe.problem or (source.options["problem"] if source else "single_label")
+    return recipe.problem or (source.options.get("problem") if source else None) or "single_label"

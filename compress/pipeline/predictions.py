@@ -18,7 +18,7 @@ from compress.recipe import RunConfig
 from compress.runtimes.base import RUNTIME_OF, runtimes
 from compress.runtimes.target import Target
 from compress.store import Store
-from compress.tasks.base import Task
+from compress.tasks.base import Task, tasks
 
 
 class Prediction(NamedTuple):
@@ -67,7 +67,7 @@ class Predictions:
                 "task": task.dump(),
                 "target": target.model_dump(mode="json"),
                 "cpu": environment()["cpu"]["flags"],
-                "versions": library_versions((opener.package,)),
+                "versions": library_versions((opener.package,)) | tasks.versions(task.name),
             }
         )
 

@@ -13,7 +13,7 @@ from compress.artifact import Artifact, hash_json, open_artifact
 from compress.bench.launch import without_folders
 from compress.data.splits import TaskData
 from compress.errors import CompressError, MissingCapabilityError, ParityError, RunError, StorageError
-from compress.passes.base import Context, Progress, library_versions
+from compress.passes.base import Context, Progress
 from compress.pipeline import folder
 from compress.pipeline.checking import GateResult, Parity, check_gates, check_parity
 from compress.pipeline.inputs import load_inputs
@@ -24,7 +24,7 @@ from compress.progress import StepStarted
 from compress.recipe import Recipe
 from compress.resources import is_full, is_out_of_memory
 from compress.store import Store
-from compress.tasks.base import Score, Task
+from compress.tasks.base import Score, Task, tasks
 
 _ROOM, _ROOM_TO_TRAIN = 4, 12
 """Bytes that a step may need in the store, as multiples of its largest input: its payload and three models beside it
@@ -228,7 +228,7 @@ def step_key(step: PlannedStep, inputs: Mapping[str, Artifact], state: RunState)
             "data": splits,
             "seed": run.seed,
             "where": [run.device, _threads(run.threads)] if step.pass_.trains else [],
-            "versions": library_versions(step.pass_.libraries),
+            "versions": step.pass_.versions() | tasks.versions(state.task.name),
         }
     )
 

@@ -22,7 +22,7 @@ from compress.passes.base import Progress, library_versions
 from compress.reading import Unreadable, local_path
 from compress.recipe import Recipe
 from compress.store import Store
-from compress.tasks.base import task_from
+from compress.tasks.base import task_from, tasks
 from compress.trust import trusting
 
 
@@ -37,7 +37,7 @@ class Source:
     @property
     def trained(self) -> bool:
         """Whether it has a head for the task; a pretrained encoder's options name no labels."""
-        return bool(self.options["labels"]) or self.options["problem"] == "regression"
+        return bool(self.options["labels"]) or self.options.get("problem") == "regression"
 
 
 def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | None:
@@ -57,7 +57,7 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
             "problem": recipe.problem,
             "labels": recipe.labels,
             "max_length": recipe.max_length,
-            "versions": library_versions(("transformers", "tokenizers")),
+            "versions": library_versions(("transformers", "tokenizers")) | tasks.versions(recipe.task),
         }
     )
     emit(f"[0] model: {recipe.model}")

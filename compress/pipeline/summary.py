@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compress import __version__
+from compress import __version__, plugins
 from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.data.config import Source
@@ -260,7 +260,7 @@ def _environment(measured: Measured) -> report.Environment:
         gpu=", ".join(gpu["name"] for gpu in found["gpus"]) or None,
         os=f"{system['name']} {system['kernel']}",
         python=found["python"],
-        packages=found["packages"],
+        packages=found["packages"] | plugins.installed(),
         warnings=tuple(dict.fromkeys(w for m in measured.measurements for w in m.warnings)),
         notes=notes,
     )

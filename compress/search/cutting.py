@@ -171,12 +171,12 @@ def rank_units(
         store: keeps the ranking.
         emit: progress sink.
     """
-    importance = importances.get(method.importance)()
+    importance, plugin = importances.get(method.importance)(), importances.versions(method.importance)
     used = {
         "ranking": 2,
         "model": digest,
         "layers": len(encoder_layers(model)),
-        "importance": method.importance,
+        "importance": [method.importance, plugin] if plugin else method.importance,
         "task": task.dump(),
         "examples": _digest(examples) if importance.uses_data else "",
         "device": model.device.type,

@@ -18,6 +18,7 @@ from compress.errors import DataError
 from compress.models.families import Dimensions, family_of
 from compress.pruning.costs import CostTable, neuron_levels
 from compress.pruning.ladder import Widths
+from compress.runtimes.base import runtimes
 from compress.runtimes.target import Target
 from compress.search.deploy import Precision, require_onnx_target, spread_over_lengths, time_side_by_side
 from compress.search.fitting import Curve, Fit, fit_costs, fit_curve, quiet_totals
@@ -148,11 +149,16 @@ def latency_table(
     return LatencyTable.loads((folder / _FILE).read_text(encoding="utf-8"))
 
 
-def machine() -> dict[str, Any]:
-    """Return what a latency, and every choice made by it, belongs to: hardware, versions, and how tables are made."""
+def machine(target: Target | None = None) -> dict[str, Any]:
+    """Return what a latency, and every choice made by it, belongs to: hardware, versions, and how tables are made.
+
+    Args:
+        target: where it was measured; None = on a built-in runtime.
+    """
     facts = environment()
     cpu = {name: facts["cpu"][name] for name in ("model", "architecture", "flags", "usable_cores")}
     packages = {name: version for name, version in facts["packages"].items() if name in _PACKAGES}
+    packages |= {} if target is None else runtimes.versions(target.runtime)
     return {"cpu": cpu, "packages": packages, "table": SCHEMA}
 
 
@@ -181,7 +187,7 @@ class _Probe:
                 "lengths": self.encoded.lengths.tolist(),
                 "target": self.target.model_dump(mode="json"),
                 "settings": [self.deploy, self.grid, self.batch_size, self.seed, INPUTS, ROUNDS, SECONDS],
-                "machine": machine(),
+                "machine": machine(self.target),
             }
         )
 

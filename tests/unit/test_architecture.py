@@ -18,7 +18,7 @@ LONGEST = 400
 
 LAYERS = (
     {"errors", "progress", "children", "reading", "trust", "verifying"},
-    {"resources", "disk"},
+    {"resources", "disk", "plugins"},
     {"artifact", "store", "registry"},
     {"data"},
     {"tasks"},
