@@ -93,11 +93,11 @@ def load(offer: Offer, base: type[Any]) -> type[Any] | str:
     try:
         with redirect_stdout(sys.stderr):
             found = offer.point.load()
+            return _why_no_subclass(found, base, offer.point.name) or found
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # whatever the code of a stranger raises
         return _in_words(error)
-    return _why_no_subclass(found, base, offer.point.name) or found
 
 
 def _why_no_subclass(found: Any, base: type[Any], name: str) -> str:
@@ -126,8 +126,7 @@ def _all_offers() -> tuple[Offer, ...]:
     for distribution in distributions():
         try:
             points = [point for point in distribution.entry_points if point.group.startswith(PREFIX)]
-        except Exception as error:  # a damaged entry_points.txt must not hide those of other distributions
-            _report_unreadable(distribution, error)
+        except Exception:  # a damaged entry_points.txt must not hide those of other distributions
             continue
         if not points:
             continue
@@ -158,17 +157,3 @@ def _fault_of(point: EntryPoint, identity: Mapping[str, str]) -> dict[str, str]:
     if not (match := point.pattern.match(point.value)) or not match["attr"]:
         return {"fault": "its entry point is not of the form module:Class"}
     return {}
-
-
-def _report_unreadable(distribution: Distribution, error: Exception) -> None:
-    try:
-        ours = PREFIX in (distribution.read_text("entry_points.txt") or "")
-    except (OSError, UnicodeError):
-        ours = False
-    if ours:
-        who = _identity(distribution)
-        Fault(
-            "The entry points of a plug-in cannot be read, so it is left out.",
-            f"{who['distribution']} {who['version']}".strip() + f": {_in_words(error)}",
-            f"Install it again, or remove it: {who['remove']}.",
-        ).report()

@@ -43,7 +43,7 @@ This file is generated: `python docs/generate.py`.
 
 def render() -> str:
     """Return the text of passes.md."""
-    classes = [passes.get(name) for name in passes]
+    classes = [passes.get(name) for name in passes if not passes.versions(name)]
     parts = [HEAD + "".join(_line(cls) for cls in classes) + MEANING]
     parts += [_section(cls) for cls in classes]
     return "\n".join(parts)

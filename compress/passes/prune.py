@@ -122,6 +122,8 @@ class Prune(Pass):
         name = config.importance or "obs"
         if name not in importances:
             raise RecipeError(f"Unknown importance {name!r}.", fix=did_you_mean(name, importances))
+        if importances.versions(name):
+            importances.get(name)  # a plug-in's may be broken, which is to be known before any work
         missing = _missing(config)
         if not info.config:
             return Plan(_summary(config, name), replace(info, traits=traits, parameters=None, macs=None), missing)

@@ -17,6 +17,7 @@ from compress.recipe import GateRule, Recipe, Step, explain
 from compress.runtimes.base import runtimes
 from compress.runtimes.cuda import why_no_cuda
 from compress.runtimes.target import find_targets
+from compress.tasks.base import tasks
 
 SOURCE = "model"
 """The id under which steps name the recipe's own model."""
@@ -77,6 +78,7 @@ def make_plan(recipe: Recipe) -> RunPlan:
     """Resolve and check a recipe.
 
     Raises:
+        UsageError: an unknown task or runtime.
         RecipeError: an unknown key of a pass or an unknown target, an input that does not exist, steps in an
             impossible order.
         ModelError: the model does not exist.
@@ -84,6 +86,7 @@ def make_plan(recipe: Recipe) -> RunPlan:
     """
     for target in find_targets(recipe.measure.targets):
         runtimes.get(target.runtime)
+    tasks.get(recipe.task)
     source = read_source(recipe)
     infos: dict[str, ModelInfo] = {} if source is None else {SOURCE: source}
     steps: list[PlannedStep] = []

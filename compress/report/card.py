@@ -113,7 +113,8 @@ def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
         if relation:
             found["base_model_relation"] = relation
     found["library_name"] = _LIBRARIES.get(step.kind or "", step.kind)
-    found["pipeline_tag"] = report.subject.task
+    if report.subject.task in _AUTO:  # the hub has no tag for the task of a plug-in
+        found["pipeline_tag"] = report.subject.task
     hubs = list(dict.fromkeys(split.hub for split in report.data.splits if split.hub))
     if hubs:
         found["datasets"] = hubs

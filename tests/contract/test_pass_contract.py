@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +68,9 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "sparsify": (Example(), Example({"by": "inputs", "exclude": ["*.layer.0.*"]})),
     "trim": (Example({"margin": 3}), Example({"vocabulary": "all"})),
 }
+if module := os.environ.get("MCOMPRESS_EXAMPLES"):  # of a plug-in, see docs/plugins.md
+    offered = importlib.import_module(module).PASSES
+    EXAMPLES |= {name: tuple(Example(**example) for example in examples) for name, examples in offered.items()}
 RUNS = [(name, i) for name in passes for i in range(len(EXAMPLES.get(name, ())))]
 
 
@@ -267,7 +272,7 @@ def test_manifest_records_where_it_comes_from(applied: Applied, data: TaskData) 
     config = pass_.Config.model_validate(applied.example.config)
     assert manifest.parents == {role: artifact.digest for role, artifact in applied.inputs.items()}
     assert (manifest.made_by.version, manifest.made_by.config) == (pass_.version, config.model_dump(mode="json"))
-    assert manifest.versions == library_versions(pass_.libraries)
+    assert manifest.versions == library_versions(pass_.libraries) | passes.versions(pass_.name)
     assert manifest.seed == 3
     assert manifest.data == {name: data[name].digest for name in pass_.reads(config) if name in data}
     assert set(pass_.reads(config)) <= set(pass_.uses)
@@ -301,10 +306,11 @@ TEXTS = ["the film was great , not dull", "cancel my order please ."]
 
 
 @pytest.fixture(scope="session")
-def reopened(apply: Apply) -> dict[str, Any]:
+def reopened(request: pytest.FixtureRequest, apply: Apply) -> dict[str, Any]:
     """Artifact digest -> what ``compress.load`` answered in a new process: logits, or why it cannot run here."""
     made = {}
-    for name, number in RUNS:
+    asked = [item.callspec.params["applied"] for item in request.session.items if "reopened" in item.fixturenames]
+    for name, number in asked:
         try:
             artifact = apply(name, number).made
         except pytest.skip.Exception:

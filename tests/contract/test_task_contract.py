@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,9 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
     ),
 }
+if module := os.environ.get("MCOMPRESS_EXAMPLES"):  # of a plug-in, see docs/plugins.md
+    offered = importlib.import_module(module).TASKS
+    EXAMPLES |= {name: tuple(Example(**example) for example in examples) for name, examples in offered.items()}
 CASES = [(name, number) for name in tasks for number in range(len(EXAMPLES.get(name, ())))]
 
 
