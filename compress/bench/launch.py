@@ -16,13 +16,14 @@ from typing import Any, Literal, Self
 
 from compress.bench.limits import create_group
 from compress.errors import CompressError
+from compress.plugins import QUIET
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
 from compress.trust import trusted
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MCOMPRESS_PLUGINS_QUIET": "1"}
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", QUIET: "1"}
 CHECKED = "checked afterwards"
 """How a memory limit is held where no control group can be made."""
 ENDED = "the measuring process had ended"

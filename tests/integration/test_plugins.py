@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import compress
 from compress.artifact import Artifact, open_artifact
 from compress.passes.base import passes
 from compress.passes.export import Export, ExportConfig
@@ -280,6 +281,9 @@ def test_what_a_plugin_may_rely_on_is_there() -> None:
     rows = re.findall(r"^\| `(compress[\w.]*)` \| (.+) \|$", page, re.MULTILINE)
     assert len(rows) > 10
     promised = {module: set(re.findall(r"`(\w+)`", names)) - {"__all__"} for module, names in rows}
+    number = ".".join(compress.__version__.split(".")[:2])
+    assert f"mcompress~={number}.0" in page, "the version whose names these are"
+    assert f"mcompress~={number}.0" in (SAMPLE / "pyproject.toml").read_text(encoding="utf-8")
     missing = [(m, name) for m, names in promised.items() for name in names if not hasattr(import_module(m), name)]
     assert missing == []
     used: dict[str, set[str]] = {}

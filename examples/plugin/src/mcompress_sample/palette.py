@@ -30,8 +30,9 @@ class PaletteConfig(PassConfig):
 class Palette(Pass):
     """Replaces each float32 weight matrix by 8-bit indices into a table of values, chosen by k-means.
 
-    The file gets nearly four times as small. Speed and memory stay those of float32: a runtime looks the values up
-    once, when it loads the model. To be the last step: what looks for float32 weights finds indices.
+    The file gets nearly four times as small. Speed stays that of float32, and loading takes more memory than before: a
+    runtime looks the values up once, when it opens the model. To be the last step: what looks for float32 weights
+    finds indices.
     """
 
     name: ClassVar[str] = "palette"
