@@ -167,18 +167,13 @@ def test_a_pytorch_model_is_taken_in_for_its_task(lab: Any, site: Path) -> None:
     assert (done.returncode, done.stdout[:31]) == (0, "checked: 3 steps; 48 train, 24 "), done.stderr
 
 
-def test_an_artifact_of_the_plugin_is_measured_and_opened_again(ran: tuple[Path, str], lab: Any, site: Path) -> None:
-    """``bench`` finds task and runtime by the names in artifact.json and in the target."""
-    folder = ran[0] / "deliverables" / "palette"
-    words = ("--data", lab.data / "test.csv", "--targets", SAMPLE / "onnx-reference.yaml", "--rounds", 3, "--inputs", 2)
-    done = lab.command("bench", folder, *words, "--json", PYTHONPATH=path_of(site))
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
-    assert (row["status"], row["metric"], row["n"]) == ("ok", "mae", 24)
+def test_an_artifact_of_the_plugin_is_opened_again(ran: tuple[Path, str], site: Path) -> None:
+    """The task is found by its name in artifact.json; golden outputs are those of another runtime."""
     code = "import compress, sys; print(compress.load(sys.argv[1], runtime='onnx-reference')('a film')['label'])"
-    command, environment = [sys.executable, "-c", code, str(folder)], os.environ | {"PYTHONPATH": path_of(site)}
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert shown.stdout.strip() in LABELS, shown.stderr
+    command = [sys.executable, "-c", code, str(ran[0] / "deliverables" / "palette")]
+    environment = os.environ | {"PYTHONPATH": path_of(site)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() in LABELS, done.stderr
 
 
 def test_what_is_broken_is_said_once_in_a_run_and_its_children(ran: tuple[Path, str], broken: Path) -> None:
