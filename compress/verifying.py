@@ -230,7 +230,8 @@ def _open_transformers(folder: Path, file: str, task: str, output: str) -> Run:
         # its layers have different widths, which config.json cannot say
         model: Any = importlib.import_module("compress").load_model(folder)
     else:
-        auto = getattr(transformers, _AUTO[task])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        auto = getattr(transformers, _AUTO.get(task) or config["architectures"][0])  # the task may be a plug-in's
         model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
     model = model.eval()
 

@@ -137,11 +137,18 @@ def _passes(
 
 
 def _curvature_root(task: Task, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return R with ``R R^T`` the Hessian of each loss by its logits: (batch, labels, labels) float64."""
+    """Return R with ``R R^T`` the Hessian of each loss by its logits: (batch, labels, labels) float64.
+
+    Of a loss that is not convex there, which a plug-in's task may have, the directions that curve down count as flat.
+    """
     points = logits.detach().double().requires_grad_()
     (slope,) = torch.autograd.grad(task.loss(points, targets) * len(points), points, create_graph=True)
     rows = [torch.autograd.grad(slope[:, k].sum(), points, retain_graph=True)[0] for k in range(points.shape[1])]
     hessians = torch.stack(rows, dim=1)
     traces = hessians.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=TINY)
     ridge = RIDGE * traces[:, None, None] * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
-    return torch.linalg.cholesky(hessians + ridge)
+    root, failed = torch.linalg.cholesky_ex(hessians + ridge)
+    if (bent := failed > 0).any():
+        values, vectors = torch.linalg.eigh(hessians[bent])
+        root[bent] = vectors * values.clamp(min=TINY).sqrt()[:, None, :]
+    return root

@@ -92,7 +92,8 @@ def render_card(
 
 def render_plain_card(name: str, kind: str, task: str, loads: Sequence[Load], variants: Sequence[Variant]) -> str:
     """Return the card of an artifact of which no report tells."""
-    head = yaml.safe_dump({"pipeline_tag": task, "tags": ["mcompress", kind]}, sort_keys=False)
+    tag = {"pipeline_tag": task} if task in _AUTO else {}
+    head = yaml.safe_dump({**tag, "tags": ["mcompress", kind]}, sort_keys=False)
     traits = "; ".join(_WORDS.get(trait, trait) for trait in variants[0].traits) if variants else ""
     parts = [
         f"# {text(name)}",

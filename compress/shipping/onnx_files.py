@@ -97,12 +97,13 @@ class TransformersJsLayout(OnnxruntimeLayout):
 
     def _loads(self, shipment: Shipment, file: str) -> Iterator[Load]:
         task, dtype = shipment.artifact.manifest.task["name"], _DTYPES[suffix_of(shipment.artifact)]
-        yield Load(
-            "js",
-            "import { env, pipeline } from '@huggingface/transformers';\n"
-            "env.allowRemoteModels = false;\nenv.localModelPath = 'PARENT_OF_FOLDER';\n"
-            f"const ask = await pipeline('{task}', 'NAME_OF_FOLDER', {{ dtype: '{dtype}' }});",
-        )
+        if task in _ORT:
+            yield Load(
+                "js",
+                "import { env, pipeline } from '@huggingface/transformers';\n"
+                "env.allowRemoteModels = false;\nenv.localModelPath = 'PARENT_OF_FOLDER';\n"
+                f"const ask = await pipeline('{task}', 'NAME_OF_FOLDER', {{ dtype: '{dtype}' }});",
+            )
         yield from super()._loads(shipment, file)
 
 

@@ -176,6 +176,13 @@ def test_an_artifact_of_the_plugin_is_opened_again(ran: tuple[Path, str], site: 
     assert done.stdout.strip() in LABELS, done.stderr
 
 
+def test_its_export_needs_no_plugin(ran: tuple[Path, str], lab: Any, tmp_path: Path) -> None:
+    assert lab.command("export", f"{ran[0]}:palette", tmp_path / "shipped").returncode == 0
+    done = lab.command("verify", tmp_path / "shipped")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pipeline_tag" not in (tmp_path / "shipped" / "README.md").read_text(encoding="utf-8")
+
+
 def test_what_is_broken_is_said_once_in_a_run_and_its_children(ran: tuple[Path, str], broken: Path) -> None:
     said = warnings(ran[1])
     assert len(said) == len(SEEN_AT_ONCE)

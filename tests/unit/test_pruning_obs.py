@@ -13,7 +13,7 @@ from compress.data.encoded import Encoded
 from compress.errors import DataError
 from compress.models.families import encoder_layers
 from compress.pruning import obs
-from compress.pruning.hessian import gather
+from compress.pruning.hessian import _curvature_root, gather
 from compress.pruning.positions import REST
 from compress.pruning.ranking import Ranking, packed, unpacked
 from compress.pruning.stream import sublayers
@@ -55,6 +55,22 @@ def problem() -> tuple[np.ndarray, np.ndarray, float]:
 
 def hessian(inputs: np.ndarray) -> torch.Tensor:
     return obs.damped(torch.from_numpy(inputs.T @ inputs / ROWS), DAMP)
+
+
+class Saddle(TextClassification):
+    """Loss x^2 - y^2 of the logits (x, y) where x is positive, x^2 + y^2 elsewhere."""
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x, y = logits.T
+        return (x**2 - torch.where(x > 0, 1.0, -1.0) * y**2).mean()
+
+
+def test_a_loss_that_is_not_convex_counts_as_flat_where_it_curves_down() -> None:
+    logits = torch.tensor([[1.0, 2.0], [-1.0, 2.0]])
+    root = _curvature_root(Saddle(("no", "yes")), logits, torch.zeros(2))
+    found = root @ root.transpose(1, 2)
+    wanted = torch.tensor([[[2.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
 def columns_of(units: np.ndarray | list[int], size: int) -> list[int]:
