@@ -47,7 +47,7 @@ def load(
     Args:
         folder: what ``mcompress run`` or ``mcompress export`` wrote; one of several models in an export by its
             manifest, ``folder/artifact.fp16.json``.
-        runtime: torch, onnxruntime, openvino or tensorrt; None = the artifact kind's own.
+        runtime: torch, onnxruntime, openvino, tensorrt or a plug-in's; None = the artifact kind's own.
         device: "cpu" or "cuda"; None = the runtime's usual one.
         provider: the same as ``device`` by the name of ONNX Runtime's execution provider, CPUExecutionProvider or
             CUDAExecutionProvider. No other is taken in its place.

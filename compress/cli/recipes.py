@@ -11,7 +11,7 @@ from compress.cli.console import JsonOption, guarded, print_json
 from compress.errors import UsageError, did_you_mean
 from compress.registry import Registry
 
-_THINGS = ("recipes", "passes", "targets", "runtimes", "tasks")
+_THINGS = ("recipes", "passes", "targets", "runtimes", "tasks", "layouts")
 
 
 @guarded
@@ -19,7 +19,7 @@ def ls(
     what: str | None = typer.Argument(None, help=f"One of: {', '.join(_THINGS)}. Everything if left out."),
     json_: bool = JsonOption,
 ) -> None:
-    """List recipes, passes, targets, runtimes and tasks; of a plug-in's, the distribution it comes from."""
+    """List recipes, passes, targets, runtimes, tasks and layouts of exports; of a plug-in's, where it comes from."""
     if what is not None and what not in _THINGS:
         raise UsageError(f"There is no list of {what!r}.", fix=did_you_mean(what, _THINGS))
     lists = {thing: _list(thing) for thing in _THINGS if what in (None, thing)}
@@ -66,6 +66,10 @@ def _list(thing: str) -> dict[str, str]:
         from compress.runtimes.target import builtin_targets
 
         return {name: target.description for name, target in builtin_targets().items()}
+    if thing == "layouts":
+        from compress.shipping.layouts import layouts
+
+        return {name: layouts.get(name).what for name in layouts}
     from compress.passes.base import passes
     from compress.runtimes.base import runtimes
     from compress.tasks.base import tasks

@@ -71,7 +71,7 @@ def test_validate_reads_the_data_and_keeps_nothing(lab) -> None:
 
 def test_ls_cat_and_cp(tmp_path) -> None:
     lists = parsed("ls")
-    assert set(lists) == {"recipes", "passes", "targets", "runtimes", "tasks"}
+    assert set(lists) == {"recipes", "passes", "targets", "runtimes", "tasks", "layouts"}
     assert set(lists["recipes"]) == set(builtin_recipes())
     text = call("ls", "passes").stdout
     assert all(name in text for name in lists["passes"])
