@@ -1,0 +1,127 @@
+"""Start the server: ``python -m server [--host ADDRESS] [--http_port PORT]``.
+
+Without an address it listens on this machine alone. Options that are not listed here are those of KServe's server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # keep to the threads that were asked for
+
+from fastapi.exceptions import RequestValidationError
+from kserve import ModelServer, model_server
+from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from compress.shipping.serving.server.model import Classifier
+from compress.shipping.serving.server.settings import HOME, BadSettings, Settings, read_settings
+
+
+class OneModelServer(ModelServer):  # type: ignore[misc]
+    """KServe's server, on one address, with one model that nobody loads or unloads over HTTP."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(
+            http_port=settings.http_port,
+            grace_period=settings.grace_s,
+            enable_grpc=False,
+            enable_latency_logging=False,
+            workers=1,
+            **options,
+        )
+        self._host = settings.host
+        self.dataplane = StrictDataPlane(model_registry=self.registered_models)
+        self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
+
+    async def _serve(self) -> None:
+        self._rest_server.config.host = self._host  # KServe writes 0.0.0.0 there and has no option for it
+        await super()._serve()
+
+
+class StrictDataPlane(DataPlane):  # type: ignore[misc]
+    """Calls a request that cannot be decoded a bad request, whatever it was that broke the decoder."""
+
+    def decode(self, body: Any, headers: Any, *words: Any, **options: Any) -> Any:
+        try:
+            return super().decode(body, headers, *words, **options)
+        except InvalidInput:
+            raise
+        except Exception as error:
+            raise InvalidInput(f"The request cannot be decoded: {type(error).__name__}: {error}.") from None
+
+
+class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
+    """Refuses to load and unload (501)."""
+
+    async def load(self, model_name: str) -> None:
+        raise NotImplementedError("This server has one model, for as long as it runs.")
+
+    unload = load
+
+
+async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Say in one line what a body lacks, with 400."""
+    found: Mapping[str, Any] = next((e for e in error.errors() if "InferenceRequest" in e["loc"]), error.errors()[0])
+    place = ".".join(str(part) for part in found["loc"] if part not in ("body", "InferenceRequest"))
+    return JSONResponse({"error": f"The request is not of the protocol: {place}: {found['msg']}."}, status_code=400)
+
+
+class WithoutTraceback(logging.Filter):
+    """What a sender did wrong is one line in the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, InvalidInput | ModelNotFound | ModelNotReady | NotImplementedError):
+            record.msg, record.args, record.exc_info = f"refused: {error}", (), None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
+def settings_from(words: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
+    """Read the command line over ``settings.json``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server", parents=[model_server.parser], conflict_handler="resolve", allow_abbrev=False
+    )
+    parser.add_argument("--settings", type=Path, default=HOME / "settings.json", help="default: beside this folder")
+    for field in fields(Settings):
+        kind = str if field.type == "str" else int
+        parser.add_argument(f"--{field.name}", type=kind, default=None, help="see settings.json")
+    given = parser.parse_args(words)
+    own = {field.name: getattr(given, field.name) for field in fields(Settings)}
+    return replace(read_settings(given.settings), **{name: value for name, value in own.items() if value is not None}), given
+
+
+def main(words: Sequence[str]) -> int:
+    """Serve until SIGTERM; what was accepted by then is answered."""
+    try:
+        settings, given = settings_from(words)
+    except BadSettings as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    asyncio.set_event_loop(asyncio.new_event_loop())  # KServe asks for one before it runs its own
+    server = OneModelServer(settings, ssl_certfile=given.ssl_certfile, ssl_keyfile=given.ssl_keyfile)
+    logging.getLogger("kserve").addFilter(WithoutTraceback())
+    logging.getLogger("kserve.trace").setLevel(logging.WARNING)  # two lines for every request
+    model_server.app.add_exception_handler(RequestValidationError, refuse)
+    model = Classifier(settings)
+    model.load()
+    print(json.dumps(asdict(settings)), flush=True)
+    server.start([model])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
