@@ -21,14 +21,15 @@ def template(file: str, **values: object) -> str:
     return Template((folder / file).read_text(encoding="utf-8")).substitute(values)
 
 
-def program(module: str, package: str) -> str:
-    """Return the text of a module of ``server/`` as it stands in a bundle.
+def program(module: str, package: str, *, folder: str = PROGRAMS) -> str:
+    """Return the text of a module as it stands in a bundle.
 
     Args:
         module: its name.
-        package: where its neighbours are found there; empty = in the same folder.
+        package: where the modules of ``server/`` are found there; empty = in the same folder.
+        folder: the package that the module is in here.
     """
-    text = (resources.files(PROGRAMS) / f"{module}.py").read_text(encoding="utf-8")
+    text = (resources.files(folder) / f"{module}.py").read_text(encoding="utf-8")
     return text.replace(f"{PROGRAMS}.", f"{package}." if package else "")
 
 

@@ -55,7 +55,9 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
     why_alone = "examples run one by one, since the scales of dynamic INT8 depend on all that is in a batch"
     found = next(_rows(shipment, set(runtimes), device), None)
     if found is None:
-        nothing = f"not measured on {device} here; `mcompress run` with a target there, or `mcompress bench`, measures it"
+        nothing = (
+            f"not measured on {device} here; `mcompress run` with a target there, or `mcompress bench`, measures it"
+        )
         return Sizing(1, 1, None, None, None, why_alone if alone else nothing, nothing)
     row, target, report = found
     place = f"{row.step} on {row.target}"
@@ -63,7 +65,9 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
     over_import = row.memory.peak_over_import_bytes if row.memory else None
     if over_import is None and row.peak_rss_bytes and row.import_rss_bytes:
         over_import = row.peak_rss_bytes - row.import_rss_bytes
-    memory_source = f"{place}: peak resident memory less that before the model was opened" if over_import else "not measured"
+    memory_source = (
+        f"{place}: peak resident memory less that before the model was opened" if over_import else "not measured"
+    )
     point = _best(row, alone)
     source = why_alone if alone else "no throughput was measured"
     if point is not None:

@@ -29,6 +29,8 @@ from starlette.responses import JSONResponse
 from compress.shipping.serving.server.model import Classifier
 from compress.shipping.serving.server.settings import HOME, BadSettings, Settings, read_settings
 
+_BINARY = "inference-header-content-length"
+
 
 class OneModelServer(ModelServer):  # type: ignore[misc]
     """KServe's server, on one address, with one model that nobody loads or unloads over HTTP."""
@@ -55,6 +57,8 @@ class StrictDataPlane(DataPlane):  # type: ignore[misc]
     """Calls a request that cannot be decoded a bad request, whatever it was that broke the decoder."""
 
     def decode(self, body: Any, headers: Any, *words: Any, **options: Any) -> Any:
+        if isinstance(body, bytes) and _BINARY not in headers:
+            raise InvalidInput(f"Send JSON as 'content-type: application/json', or binary tensors with {_BINARY!r}.")
         try:
             return super().decode(body, headers, *words, **options)
         except InvalidInput:
@@ -75,8 +79,10 @@ class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
 async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
     """Say in one line what a body lacks, with 400."""
     found: Mapping[str, Any] = next((e for e in error.errors() if "InferenceRequest" in e["loc"]), error.errors()[0])
-    place = ".".join(str(part) for part in found["loc"] if part not in ("body", "InferenceRequest"))
-    return JSONResponse({"error": f"The request is not of the protocol: {place}: {found['msg']}."}, status_code=400)
+    place = ".".join(str(part) for part in found["loc"][1:] if part != "InferenceRequest")
+    return JSONResponse(
+        {"error": f"Not a request of the protocol: {found['msg']} ({place or 'body'})."}, status_code=400
+    )
 
 
 class WithoutTraceback(logging.Filter):
@@ -101,7 +107,9 @@ def settings_from(words: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
         parser.add_argument(f"--{field.name}", type=kind, default=None, help="see settings.json")
     given = parser.parse_args(words)
     own = {field.name: getattr(given, field.name) for field in fields(Settings)}
-    return replace(read_settings(given.settings), **{name: value for name, value in own.items() if value is not None}), given
+    return replace(
+        read_settings(given.settings), **{name: value for name, value in own.items() if value is not None}
+    ), given
 
 
 def main(words: Sequence[str]) -> int:

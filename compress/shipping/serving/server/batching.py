@@ -22,7 +22,7 @@ Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 _Waiting = tuple[int, Example, "asyncio.Future[np.ndarray]"]
 
 
-class Busy(Exception):  # noqa: N818 - what a server says
+class Busy(Exception):
     """Too much waits already; ask again later (HTTP 503)."""
 
 

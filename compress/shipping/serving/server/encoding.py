@@ -22,7 +22,7 @@ Example = dict[str, np.ndarray]
 """Input of the model -> its values for one example: (tokens,) int64 or (channels, height, width) float32."""
 
 
-class BadRequest(Exception):  # noqa: N818 - what it is called in HTTP
+class BadRequest(Exception):
     """The request cannot be answered; the message is for whoever sent it."""
 
 

@@ -11,7 +11,7 @@ HOME = Path(__file__).resolve().parent.parent
 """The bundle: settings.json, artifact.json and what they name."""
 
 
-class BadSettings(Exception):  # noqa: N818 - said to whoever starts the server
+class BadSettings(Exception):
     """The server cannot start with these settings."""
 
 
