@@ -177,7 +177,7 @@ def _check_golden(folder: Path, manifest: Mapping[str, Any], file: str, dtypes: 
     if golden is None:
         return "none", "none on record"
     modules = _RUNTIMES.get(kind, ())
-    module = next((name for name in modules if importlib.util.find_spec(name)), None)
+    module = next((name for name in modules if _is_here(name)), None)
     if module is None:
         return "missing", f"not run: install {' or '.join(modules) or f'a runtime for {kind}'}"
     if module == "onnxruntime" and "bf16" in traits:
@@ -192,6 +192,13 @@ def _check_golden(folder: Path, manifest: Mapping[str, Any], file: str, dtypes: 
     version = getattr(importlib.import_module(module), "__version__", "")
     gap = difference(found, golden["outputs"]["logits"], traits)
     return ("differs" if gap else "ok"), f"{gap or 'reproduced'} ({module} {version})"
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _open_onnxruntime(folder: Path, file: str, task: str) -> Run:
@@ -217,9 +224,8 @@ def _open_transformers(folder: Path, file: str, task: str) -> Run:
     import transformers
 
     if (folder / "structure.json").is_file():
-        import compress  # its layers have different widths, which config.json cannot say
-
-        model: Any = compress.load_model(folder)
+        # its layers have different widths, which config.json cannot say
+        model: Any = importlib.import_module("compress").load_model(folder)
     else:
         auto = getattr(transformers, _AUTO[task])
         model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)

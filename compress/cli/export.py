@@ -27,12 +27,13 @@ def export(
     """
     from dataclasses import asdict
 
+    from compress.shipping.layouts import layouts
     from compress.shipping.shipment import open_shipment
     from compress.shipping.writing import ship
     from compress.store import Store
 
-    shipment = open_shipment(source, Store.default())
-    shipped = ship(shipment, layout, out)
+    how = layouts.get(layout)()
+    shipped = ship(open_shipment(source, Store.default()), how, out)
     if json_:
         variants = [variant._asdict() for variant in shipped.variants]
         print_json(asdict(shipped) | {"path": str(shipped.path), "variants": variants})

@@ -19,8 +19,8 @@ _VARIABLE = re.compile(r"^\$\{\w+\}/")
 _REDUCED = {"int8", "int4", "fp16", "bf16"}
 _CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed", "sparse24"}
 _AUTO = {
-    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "ORTModelForSequenceClassification"),
-    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "ORTModelForImageClassification"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
 }
 _WORDS = {
     "int8": "8-bit integer products",
@@ -199,7 +199,7 @@ def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
     if step.kind == "torch" and "structure.json" in files:
         stock = ['model = compress.load_model("FOLDER")  # layers of different widths: Transformers alone cannot']
     elif step.kind == "torch" and report.subject.task in _AUTO:
-        model, processor, _ = _AUTO[report.subject.task]
+        model, processor = _AUTO[report.subject.task]
         stock = [
             f"from transformers import {model}, {processor}",
             f'model, processor = {model}.from_pretrained("FOLDER"), {processor}.from_pretrained("FOLDER")',

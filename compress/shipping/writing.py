@@ -13,7 +13,7 @@ from compress.disk import make_folder
 from compress.errors import UsageError
 from compress.report.card import CARD_NAME, Variant, render_card, render_plain_card
 from compress.resources import require_space
-from compress.shipping.layouts import Laid, layouts
+from compress.shipping.layouts import Laid, Layout
 from compress.shipping.shipment import RECORD, Shipment
 
 PROGRAM = "verify.py"
@@ -31,22 +31,21 @@ class Shipped:
     left_out: tuple[str, ...]
 
 
-def ship(shipment: Shipment, layout: str, out: Path) -> Shipped:
+def ship(shipment: Shipment, layout: Layout, out: Path) -> Shipped:
     """Write a folder; it is there whole or not at all.
 
     Args:
         shipment: what to write.
-        layout: name of a layout.
+        layout: how.
         out: new or empty folder.
 
     Raises:
-        UsageError: the folder is not empty, there is no such layout, or it does not take this artifact.
+        UsageError: the folder is not empty, or the layout does not take this artifact.
         StorageError: there is not enough space.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("The folder exists and is not empty.", value=out, fix="Choose another one.")
-    how = layouts.get(layout)()
-    how.require(shipment)
+    layout.require(shipment)
     models = (shipment.artifact, *shipment.siblings.values())
     need = sum(record.bytes for model in models for record in model.manifest.files.values())
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def ship(shipment: Shipment, layout: str, out: Path) -> Shipped:
     def fill(folder: Path) -> None:
         nonlocal laid
         folder.mkdir()
-        laid = how.write(shipment, folder)
+        laid = layout.write(shipment, folder)
         for name, path in shipment.record.items():
             (folder / RECORD).mkdir(exist_ok=True)
             shutil.copyfile(path, folder / RECORD / name)
@@ -68,7 +67,7 @@ def ship(shipment: Shipment, layout: str, out: Path) -> Shipped:
 
     make_folder(out, fill)
     sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
-    return Shipped(out, layout, len(sizes), sum(sizes), laid.variants, laid.left_out)
+    return Shipped(out, layout.name, len(sizes), sum(sizes), laid.variants, laid.left_out)
 
 
 def write_sums(folder: Path) -> None:

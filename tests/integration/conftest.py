@@ -139,6 +139,18 @@ def lab(tiny_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     return made
 
 
+@pytest.fixture(scope="session")
+def ran(lab: Lab) -> Path:
+    """The folder of a run that made one model in FP32, INT8 and FP16; a test that changes it takes a copy."""
+    steps = [{"export": {}}, {"quantize": {}, "id": "int8"}, {"cast": {}, "id": "fp16", "from": "export"}]
+    recipe = lab.recipe("verbs", steps, measure={**lab.measure, "baselines": ["onnx"]})
+    done = lab.command("run", recipe, "--out", lab.root / "verbs-out")
+    assert done.returncode == 0, done.stderr
+    assert "report: " in done.stdout
+    assert all(len(line) <= 80 or "/" in line for line in done.stdout.splitlines())
+    return lab.root / "verbs-out"
+
+
 @dataclass
 class Driver:
     """Makes runs in forked processes, some of which meet a fault: see ``fault_driver.py``."""

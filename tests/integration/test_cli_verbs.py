@@ -7,13 +7,11 @@ import json
 import re
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from compress.artifact import open_artifact
 from compress.cli.app import app
 from compress.recipe import builtin_recipes
 
@@ -41,19 +39,6 @@ def fits_a_terminal(text: str) -> bool:
 def environment(lab, monkeypatch) -> None:
     for name in ("MCOMPRESS_HOME", "MODEL", "DATA", "COLUMNS", "OMP_NUM_THREADS", "NO_COLOR"):
         monkeypatch.setenv(name, lab.environment[name])
-
-
-@pytest.fixture(scope="module")
-def ran(lab) -> Path:
-    steps = [{"export": {}}, {"quantize": {}, "id": "int8"}, {"cast": {}, "id": "fp16", "from": "export"}]
-    recipe = lab.recipe("verbs", steps, measure={**lab.measure, "baselines": ["onnx"]})
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in lab.environment.items():
-            patch.setenv(name, value)
-        result = call("run", recipe, "--out", lab.root / "verbs-out")
-    assert "report: " in result.stdout
-    assert fits_a_terminal(result.stdout)
-    return lab.root / "verbs-out"
 
 
 def test_plan_says_what_would_happen(lab) -> None:
@@ -154,29 +139,6 @@ def test_compare_passes_the_same_run_and_fails_a_worse_one(ran, tmp_path) -> Non
     assert "mcompress bench" in call("compare", deliverable, deliverable, code=2).stderr
     assert not parsed("compare", ran, tmp_path, code=1)["ok"]
     assert call("compare", tmp_path, ran).stdout
-
-
-def test_export_copies_the_shipped_artifact_or_a_named_step(ran, tmp_path) -> None:
-    call("export", f"{ran}:int8", tmp_path / "int8")
-    assert open_artifact(tmp_path / "int8").digest == open_artifact(ran / "deliverables" / "int8").digest
-    card = (tmp_path / "int8" / "README.md").read_text()
-    assert card == (ran / "deliverables" / "int8" / "README.md").read_text()
-    assert "model-index:" in card
-    intermediate = call("export", f"{ran}:export", tmp_path / "plain").stdout
-    assert "onnx" in intermediate
-    assert open_artifact(tmp_path / "plain").manifest.made_by.name == "export"
-    assert "'int8'" in call("export", f"{ran}:int", tmp_path / "x", code=2).stderr
-    assert "not empty" in call("export", f"{ran}:int8", tmp_path / "int8", code=2).stderr
-
-    copy = Path(shutil.copytree(ran, tmp_path / "copy"))
-    report = json.loads((copy / "report.json").read_text())
-    report["verdict"]["step"] = "fp16"
-    (copy / "report.json").write_text(json.dumps(report))
-    call("export", copy, tmp_path / "shipped")
-    assert open_artifact(tmp_path / "shipped").traits == {"fp16"}
-    report["verdict"]["step"] = None
-    (copy / "report.json").write_text(json.dumps(report))
-    assert "ships nothing" in call("export", copy, tmp_path / "none", code=2).stderr
 
 
 def test_sensitivity_ranks_the_products_of_a_float_model(lab, ran) -> None:
