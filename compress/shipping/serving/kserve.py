@@ -10,11 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compress.artifact import Kind
+from compress.artifact import MANIFEST, Kind
 from compress.report.card import Load
 from compress.shipping.layouts import Laid, Layout
-from compress.shipping.plain import variant_of
-from compress.shipping.serving.bundling import place_model, program, program_names, template
+from compress.shipping.plain import copy, variant_of
+from compress.shipping.serving.bundling import program, program_names, template
 from compress.shipping.serving.sizing import Sizing, batch_matters, find_sizing, served_name
 from compress.shipping.shipment import Shipment
 
@@ -25,7 +25,7 @@ _UNKNOWN = "# TO BE SET: "
 
 
 class KserveLayout(Layout):
-    """Server, settings, requirements, Dockerfile and Kubernetes manifests around one ONNX model."""
+    """The artifact as it was measured, and around it server, settings, requirements and Kubernetes manifests."""
 
     name: ClassVar[str] = "kserve"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"onnx"})
@@ -33,9 +33,8 @@ class KserveLayout(Layout):
 
     def write(self, shipment: Shipment, out: Path) -> Laid:
         source = shipment.artifact
-        name, graph = served_name(shipment), source.manifest.graphs["model"].file
-        places = {file: f"model/{file}" for file in source.manifest.files}
-        made = place_model(shipment, out, places, layout=self.name, graph=f"model/{graph}")
+        name = served_name(shipment)
+        copy(source.path, out, (*source.manifest.files, MANIFEST))
         sizing = find_sizing(shipment, ["onnxruntime"], "cpu", alone=batch_matters(source.file()))
         (out / "settings.json").write_text(json.dumps(settings(name, sizing), indent=1) + "\n", encoding="utf-8")
         (out / "server").mkdir()
@@ -47,8 +46,7 @@ class KserveLayout(Layout):
         (out / "Dockerfile").write_text(template("Dockerfile"), encoding="utf-8")
         for file in ("kubernetes.yaml", "inferenceservice.yaml"):
             (out / file).write_text(template(file, **_values(name, sizing)), encoding="utf-8")
-        variant = variant_of(made, shipment.step)
-        return Laid(tuple(_loads(name, shipment)), (variant,), tuple(_unknown(sizing)))
+        return Laid(tuple(_loads(name, shipment)), (variant_of(source, shipment.step),), tuple(_unknown(sizing)))
 
 
 def settings(name: str, sizing: Sizing) -> dict[str, Any]:

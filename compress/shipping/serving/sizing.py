@@ -10,8 +10,8 @@ from pathlib import Path
 from compress.report.model import Report, Row, TargetRecord, ThroughputPoint
 from compress.shipping.shipment import Shipment
 
-_RUNS_AT_RUN_TIME = ("DynamicQuantize", "QAttention")
-"""How operators begin that take the scale of activations from all that is in a batch."""
+_FROM_THE_BATCH = "DynamicQuantize"
+"""How the operators begin that take the scale of activations from all that is in a batch."""
 _LONGEST_NAME = 40
 """Characters, so that names made from it stay within the 63 of Kubernetes."""
 
@@ -90,7 +90,7 @@ def batch_matters(file: Path) -> bool:
 
     model = onnx.load(file, load_external_data=False)
     graphs = [model.graph.node, *(function.node for function in model.functions)]
-    return any(node.op_type.startswith(_RUNS_AT_RUN_TIME) for nodes in graphs for node in nodes)
+    return any(node.op_type.startswith(_FROM_THE_BATCH) for nodes in graphs for node in nodes)
 
 
 def served_name(shipment: Shipment) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,14 +14,14 @@ from compress.reading import read_json
 from compress.report.card import Load
 from compress.runtimes.trt_plan import PlanRecord, read_record
 from compress.shipping.layouts import Laid, Layout
-from compress.shipping.plain import variant_of
-from compress.shipping.serving.bundling import place_model, program, template
+from compress.shipping.plain import derive, variant_of
+from compress.shipping.serving.bundling import program, template
 from compress.shipping.serving.kserve import pinned
 from compress.shipping.serving.sizing import Sizing, batch_matters, find_sizing, served_name
 from compress.shipping.shipment import Shipment
 
 _TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "config.json")
 _SHARE_OF_A_BATCH = 10
 """A request waits for company at most this part of the time that the best batch takes."""
 
@@ -41,8 +42,11 @@ class TritonLayout(Layout):
         sizing = find_sizing(shipment, runtimes, device, alone=alone)
         most = _largest(read_record(source, "model")) if engine else sizing.batch
         texts = graph.inputs[0].name == "input_ids"
-        places = _places(source.manifest.files, graph.file, name, texts)
-        made = place_model(shipment, out, places, layout=self.name, graph=places[graph.file])
+        places = _places(source.manifest.files, graph.file, name)
+        for file, place in places.items():
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path / file, out / place)
+        made = derive(source, out, tuple(places.values()), layout=self.name, graph=places[graph.file])
         models, labels = out / "models", [str(label) for label in source.manifest.task["labels"]]
         _write(models / name / "config.pbtxt", _config(name, graph, sizing, most, engine))
         if labels:
@@ -69,6 +73,9 @@ class TritonLayout(Layout):
         _write(version.parent / "config.pbtxt", text)
         _write(version / "model.py", program("triton_tokenizer", "", folder="compress.shipping.serving"))
         _write(version / "encoding.py", program("encoding", ""))
+        for file in _TOKENIZER_FILES:
+            if (source.path / file).is_file():
+                shutil.copyfile(source.path / file, version / file)
         task = source.manifest.task | {"padding": _padding(source.path)}
         _write(version / "task.json", json.dumps(task, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         logits = graph.outputs[0]
@@ -90,18 +97,18 @@ class TritonLayout(Layout):
             _write(models / f"{name}_text" / "labels.txt", _lines(labels))
 
 
-def _places(files: Iterable[str], graph: str, name: str, texts: bool) -> dict[str, str]:
-    """Say where each file of the artifact goes."""
-    places = {}
+def _places(files: Iterable[str], graph: str, name: str) -> dict[str, str]:
+    """Say where each file of the artifact goes: what belongs to the graph into the model's folder, the rest stays."""
+    version, places = f"models/{name}/1", {}
     for file in files:
-        if file in _TOKENIZER_FILES and texts:
-            places[file] = f"models/{name}_tokenizer/1/{file}"
-        elif file == graph:
-            places[file] = f"models/{name}/1/model{'.plan' if file.endswith('.engine') else '.onnx'}"
+        if file == graph or file == f"{graph}.json":
+            places[file] = (
+                f"{version}/{file.replace(graph, 'model.plan' if graph.endswith('.engine') else 'model.onnx')}"
+            )
         elif file.endswith((".data", ".onnx_data", ".bin")):
-            places[file] = f"models/{name}/1/{file}"
+            places[file] = f"{version}/{file}"
         else:
-            places[file] = f"beside/{file}"
+            places[file] = file
     return places
 
 
