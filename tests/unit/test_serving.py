@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.artifact import Artifact
+from compress.artifact import Artifact, create_artifact, open_artifact
+from compress.errors import CompressError
 from compress.report.files import read_report
 from compress.report.model import Report
+from compress.runtimes.trt_plan import PlanRecord, read_record, write_record
 from compress.shipping.serving.bundling import PROGRAMS, program, program_names, template
 from compress.shipping.serving.kserve import memory_request, pinned
 from compress.shipping.serving.server.batching import Batcher, Busy
@@ -155,13 +157,52 @@ def test_dynamic_int8_is_known_by_its_operators(tiny_onnx: Callable[..., Artifac
     assert not batch_matters(tiny_onnx().file())
 
 
-def test_an_engine_that_triton_cannot_run_is_refused(tiny_onnx: Callable[..., Artifact], tmp_path: Path) -> None:
-    from compress.errors import ModelError
+def an_engine(source: Artifact, folder: Path, **record: Any) -> Shipment:
+    """An artifact like those of `build`, whose engine is a few bytes."""
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(source.file().read_bytes())
+    (folder / "model.engine").write_bytes(b"plan")
+    (folder / "tokenizer.json").write_text('{"added_tokens": [{"content": "[PAD]", "id": 3}]}', encoding="utf-8")
+    shapes = {"min": (1, 4), "opt": (8, 16), "max": (32, 16)}
+    profile: Any = {value.name: shapes for value in source.manifest.graphs["model"].inputs}
+    if record:
+        write_record(folder / "model.engine", PlanRecord(version="10.12", profiles=[profile], **record))
+    graph = source.manifest.graphs["model"].model_copy(update={"file": "model.engine"})
+    task, made_by = source.manifest.task, source.manifest.made_by
+    made = create_artifact(folder, kind="tensorrt", task=task, graphs={"model": graph}, made_by=made_by)
+    return Shipment(made, name="Support", step="engine")
 
-    artifact = tiny_onnx()
-    engine = Artifact(artifact.path, artifact.manifest.model_copy(update={"kind": "tensorrt"}))
-    with pytest.raises(ModelError, match="no record"):
-        TritonLayout().write(Shipment(engine, name="engine"), tmp_path)
+
+def test_an_engine_gets_tritons_tensorrt_backend_and_its_profiles_batch(
+    tiny_onnx: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    laid = TritonLayout().write(an_engine(tiny_onnx(), tmp_path / "engine", library="tensorrt"), out)
+    config = (out / "models" / "support-engine" / "config.pbtxt").read_text(encoding="utf-8")
+    for line in ('backend: "tensorrt"', "max_batch_size: 32", "kind: KIND_GPU", "max_queue_delay_microseconds: 0"):
+        assert line in config
+    assert "parameters" not in config
+    assert (out / "models" / "support-engine" / "1" / "model.plan").read_bytes() == b"plan"
+    opened = open_artifact(out)
+    assert read_record(opened, "model").library == "tensorrt", "its record lies beside the plan"
+    tokens = (out / "models" / "support-engine_tokenizer" / "config.pbtxt").read_text(encoding="utf-8")
+    assert "max_batch_size: 32" in tokens
+    assert "token_type_ids" not in tokens
+    task = json.loads((out / "models" / "support-engine_tokenizer" / "1" / "task.json").read_text(encoding="utf-8"))
+    assert task["padding"] == 3
+    assert "not measured on cuda here" in laid.left_out[0]
+
+
+def test_an_engine_that_triton_cannot_run_is_refused(tiny_onnx: Callable[..., Artifact], tmp_path: Path) -> None:
+    refused = {
+        "tensorrt-rtx": {"library": "tensorrt-rtx"},
+        "strip_plan": {"library": "tensorrt", "strip_plan": True},
+        "no record": {},
+    }
+    for i, (reason, record) in enumerate(refused.items()):
+        with pytest.raises(CompressError, match=reason):
+            TritonLayout().write(an_engine(tiny_onnx(f"onnx{i}"), tmp_path / str(i), **record), tmp_path)
 
 
 def test_the_servers_programs_need_nothing_of_ours() -> None:

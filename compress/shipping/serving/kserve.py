@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compress.artifact import MANIFEST, Kind
+from compress.errors import UsageError
 from compress.report.card import Load
+from compress.runtimes.onnxruntime import NO_BF16
 from compress.shipping.layouts import Laid, Layout
 from compress.shipping.plain import copy, variant_of
 from compress.shipping.serving.bundling import program, program_names, template
@@ -32,8 +34,13 @@ class KserveLayout(Layout):
     what: ClassVar[str] = "server of the Open Inference Protocol, with manifests for Kubernetes"
 
     def write(self, shipment: Shipment, out: Path) -> Laid:
-        source = shipment.artifact
-        name = served_name(shipment)
+        source, name = shipment.artifact, served_name(shipment)
+        if "bf16" in source.traits:
+            raise UsageError(
+                "The server runs models on the CPU, and this one is for a GPU.",
+                value=NO_BF16,
+                fix="Name a step in float32, FP16 or INT8, or use `--layout triton`.",
+            )
         copy(source.path, out, (*source.manifest.files, MANIFEST))
         sizing = find_sizing(shipment, ["onnxruntime"], "cpu", alone=batch_matters(source.file()))
         (out / "settings.json").write_text(json.dumps(settings(name, sizing), indent=1) + "\n", encoding="utf-8")
