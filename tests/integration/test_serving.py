@@ -131,7 +131,11 @@ def start(bundle: Path, log: Path, *words: str, host: str = "127.0.0.1") -> Iter
         probe.bind((host, 0))
         port = probe.getsockname()[1]
     line = [python_of_the_server(), "-B", "-m", "server", "--http_port", str(port), *words]
+    home = log.with_name("home")
+    home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HOME": str(home), "TMPDIR": str(home)}
+    environment.pop("CI", None)  # where ONNX Runtime keeps quiet by itself
     with log.open("w") as out:
         process = subprocess.Popen(line, cwd=bundle, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True)
     served = Served(process, host, port, log)
@@ -146,6 +150,7 @@ def start(bundle: Path, log: Path, *words: str, host: str = "127.0.0.1") -> Iter
             except OSError:
                 time.sleep(0.1)
         yield served
+        assert not list(home.iterdir()), "no identifier of ONNX Runtime's telemetry, no cache"
     finally:
         process.kill()
         process.wait()

@@ -50,7 +50,7 @@ class KserveLayout(Layout):
         pins = pinned()
         (out / "requirements.txt").write_text(template("requirements.txt", **pins), encoding="utf-8")
         (out / "constraints.txt").write_text(template("constraints.txt"), encoding="utf-8")
-        (out / "Dockerfile").write_text(template("Dockerfile"), encoding="utf-8")
+        (out / "Dockerfile").write_text(template("kserve.Dockerfile"), encoding="utf-8")
         for file in ("kubernetes.yaml", "inferenceservice.yaml"):
             (out / file).write_text(template(file, **_values(name, sizing)), encoding="utf-8")
         return Laid(tuple(_loads(name, shipment)), (variant_of(source, shipment.step),), tuple(_unknown(sizing)))
@@ -112,8 +112,9 @@ def _unknown(sizing: Sizing) -> list[str]:
 def _loads(name: str, shipment: Shipment) -> list[Load]:
     texts = shipment.artifact.manifest.graphs["model"].inputs[0].name != "pixel_values"
     start = (
-        "cd FOLDER\npython -m venv .venv && .venv/bin/pip install -r requirements.txt\n"
-        ".venv/bin/python -m server    # http://127.0.0.1:8080; --host and --http_port say otherwise"
+        "python -m venv server-env && server-env/bin/pip install -r FOLDER/requirements.txt\n"
+        '(cd FOLDER && "$OLDPWD/server-env/bin/python" -m server)'
+        "    # http://127.0.0.1:8080; --host and --http_port say otherwise"
     )
     body = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["please cancel my order"]}]}'
     ask = f"curl http://127.0.0.1:8080/v2/models/{name}/infer -H 'content-type: application/json' -d '{body}'"

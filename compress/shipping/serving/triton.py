@@ -53,12 +53,12 @@ class TritonLayout(Layout):
             _write(models / name / "labels.txt", _lines(labels))
         if texts:
             self._write_text(shipment, models, name, most, labels)
-        _write(out / "serve.sh", template("triton_serve.sh"))
+        _write(out / "serve.sh", template("serve.sh"))
         (out / "serve.sh").chmod(0o755)
         install = f"RUN pip install --no-cache-dir tokenizers=={pinned()['tokenizers']}\n" if texts else ""
         backends = "TensorRT" if engine else "ONNX Runtime"
         backends += " and Python backends" if texts else " backend"
-        _write(out / "Dockerfile", template("triton_Dockerfile", install=install, backends=backends))
+        _write(out / "Dockerfile", template("triton.Dockerfile", install=install, backends=backends))
         left_out = (
             [] if sizing.per_s else [f"a measured batch: {sizing.batch_source}; set max_batch_size in config.pbtxt"]
         )

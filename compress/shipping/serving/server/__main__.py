@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # keep to the threads that were asked for
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports to its makers otherwise
 
 from fastapi.exceptions import RequestValidationError
 from kserve import ModelServer, model_server
