@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
+from threading import Lock, RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
+from pydantic import ValidationError
 
 from compress.artifact import Artifact, open_artifact
-from compress.data.pictures import IMAGE, read_picture
-from compress.errors import DataError, IntegrityError, MissingCapabilityError
+from compress.errors import CompressError, IntegrityError, MissingCapabilityError, ModelError, UsageError
 from compress.runtimes.base import RUNTIME_OF, Session, runtimes
+from compress.runtimes.onnxruntime import device_of
 from compress.runtimes.target import Target
-from compress.tasks.base import Task, task_from
+from compress.tasks.asking import is_one, rows_of
+from compress.tasks.base import Row, Task, task_from
+from compress.verifying import difference, run_golden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HALF = {"fp16": 2e-2, "bf16": 1e-1}
-"""Trait -> share of the largest output by which golden outputs may differ: 8 bits round 8 times as coarsely as 11."""
+_WINDOW = 1024
+"""Examples that are encoded at a time."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts; for an image model the path of an image."""
 
@@ -30,38 +36,38 @@ def load(
     *,
     runtime: str | None = None,
     device: str | None = None,
+    provider: str | None = None,
     threads: int | None = None,
     check: bool = True,
 ) -> Predictor:
     """Open an artifact folder as a ready predictor.
 
     Args:
-        folder: what ``mcompress run`` or ``mcompress export`` wrote.
+        folder: what ``mcompress run`` or ``mcompress export`` wrote; one of several models in an export by its
+            manifest, ``folder/artifact.fp16.json``.
         runtime: torch, onnxruntime, openvino or tensorrt; None = the artifact kind's own.
         device: "cpu" or "cuda"; None = the runtime's usual one.
-        threads: CPU threads; None = every core.
+        provider: the same as ``device`` by the name of ONNX Runtime's execution provider, CPUExecutionProvider or
+            CUDAExecutionProvider. No other is taken in its place.
+        threads: CPU threads that the model computes on; None = every core.
         check: verify every file's digest, and that the golden inputs still give the golden outputs.
 
     Raises:
-        ModelError: the folder is not an artifact.
+        ModelError: the folder is not an artifact, or the runtime cannot read its files.
         IntegrityError: a file was changed, or the golden outputs are not reproduced.
-        MissingCapabilityError: the runtime is not installed, or its device is not here.
+        MissingCapabilityError: the runtime is not installed, or its device or provider is not here.
+        UsageError: an argument has no such value, or does not fit the artifact or another argument.
     """
     artifact = open_artifact(folder, verify=check)
-    name = runtime or RUNTIME_OF.get(artifact.kind, artifact.kind)
-    opener = runtimes.get(name)()
-    place = device or ("cuda" if name == "tensorrt" else "cpu")
-    target = Target.model_validate({"name": "predictor", "runtime": name, "device": place, "threads": threads})
-    available = opener.takes(artifact, target)
-    if not available.ok:
-        raise MissingCapabilityError(
-            f"The runtime {name!r} cannot open this artifact here.",
-            value=available.reason,
-            fix="Install it, or give another `runtime=`.",
-        )
-    predictor = Predictor(artifact, task_from(artifact.manifest.task), opener.open(artifact, target))
-    if check:
-        predictor.check_golden()
+    target = _target(artifact, runtime, device, provider, threads)
+    task, session = task_from(artifact.manifest.task), _open(artifact, target)
+    try:
+        predictor = Predictor(artifact, task, session, target)
+        if check:
+            predictor.check_golden()
+    except BaseException:
+        session.close()
+        raise
     return predictor
 
 
@@ -78,75 +84,98 @@ def load_model(folder: Path | str) -> PreTrainedModel:
 
 
 class Predictor:
-    """An opened artifact with its tokenizer or preprocessor, labels and decoding."""
+    """An opened artifact with its tokenizer or preprocessor, labels and decoding.
 
-    def __init__(self, artifact: Artifact, task: Task, session: Session) -> None:
-        self.artifact = artifact
-        self.task = task
-        self._session = session
+    Any number of threads may call one predictor at once. ONNX Runtime and PyTorch answer them side by side; other
+    runtimes answer one batch at a time, and the others wait.
 
-    @overload
-    def __call__(self, texts: Text | Path | np.ndarray, *, batch_size: int = 1) -> dict[str, Any]: ...
+    Attributes:
+        artifact: the folder and its manifest.
+        task: labels, longest input, decoding.
+        target: runtime, device and threads that it was opened with.
+    """
+
+    def __init__(self, artifact: Artifact, task: Task, session: Session, target: Target) -> None:
+        self.artifact, self.task, self.target = artifact, task, target
+        self._session, self._encode = session, task.encoder(artifact.path)
+        self._output = artifact.manifest.graphs["model"].outputs[0].name
+        self._turn: AbstractContextManager[Any] = nullcontext() if session.concurrent else Lock()
+        self._state, self._calls, self._closed = RLock(), 0, False
+
     @overload
     def __call__(
-        self, texts: list[Text] | list[str] | list[Path] | list[np.ndarray], *, batch_size: int = 1
+        self, examples: Text | Path | Mapping[str, Any], *, batch_size: int = 1, scores: bool = False
+    ) -> dict[str, Any]: ...
+    @overload
+    def __call__(
+        self, examples: list[Any] | Iterator[Any], *, batch_size: int = 1, scores: bool = False
     ) -> list[dict[str, Any]]: ...
-    def __call__(self, texts: Any, *, batch_size: int = 1) -> dict[str, Any] | list[dict[str, Any]]:
-        """Answer for one example, or for a list: ``{"label": ..., "score": ...}`` each.
+    @overload
+    def __call__(
+        self, examples: Any, *, batch_size: int = 1, scores: bool = False
+    ) -> dict[str, Any] | list[dict[str, Any]]: ...
+    def __call__(
+        self, examples: Any, *, batch_size: int = 1, scores: bool = False
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Answer for one example, or for several in their order: ``{"label": ..., "score": ...}`` each.
 
-        An example is a text, a pair of texts, or, for an image model, a path or (height, width, channels) uint8.
-        """
-        many = isinstance(texts, list)
-        answers = self.task.predictions(self.logits(texts if many else [texts], batch_size=batch_size))
-        return answers if many else answers[0]
-
-    def logits(self, texts: Sequence[Any], *, batch_size: int = 1) -> np.ndarray:
-        """Return raw outputs, (texts, labels) float32.
+        Args:
+            examples: one example is a text, a pair of texts as a tuple, or a mapping with the task's columns
+                (``{"text": ..., "text_pair": ...}``); for an image model a path, (height, width, channels) uint8 or
+                an image object. Anything else that can be iterated over is several: a list, a generator, an array of
+                strings. Texts are cut to the artifact's longest input, as they were when it was measured.
+            batch_size: examples that run together, those of like length first. With 1 an answer never depends on
+                what else was asked.
+            scores: give every label's score, ``{"label": "good", "score": {"bad": 0.1, "good": 0.9}}``.
 
         Raises:
-            DataError: something in ``texts`` is not an example of this task.
+            DataError: something in ``examples`` is not an example of this task; the error names its position.
+            UsageError: the predictor is closed.
         """
-        rows = [self._row(text) for text in texts]
-        if not rows:
-            return np.zeros((0, max(len(self.task.labels), 1)), dtype=np.float32)
-        encoded = self.task.encode(self.artifact.path, rows)
-        parts = [self._session.run(encoded.batch(indices))["logits"] for indices in encoded.batches(batch_size)]
-        return np.concatenate(parts)
+        outputs = self.logits(examples, batch_size=batch_size)
+        answers = self.task.predictions(outputs)
+        if scores:
+            every = self.task.label_scores(outputs)
+            answers = [answer | {"score": score} for answer, score in zip(answers, every, strict=True)]
+        return answers[0] if is_one(examples, self.task) else answers
+
+    def logits(self, examples: Any, *, batch_size: int = 1) -> np.ndarray:
+        """Return raw outputs, (examples, labels) float32; for one example a single row. Arguments as for a call."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(
+                "`batch_size` is the number of examples that run together.", value=batch_size, fix="Give 1 or more."
+            )
+        with self._call():
+            parts = [self._window(rows, batch_size) for rows in _windows(rows_of(examples, self.task))]
+        return np.concatenate(parts) if parts else np.zeros((0, max(len(self.task.labels), 1)), dtype=np.float32)
 
     def check_golden(self) -> None:
-        """Run the golden inputs and compare with the golden outputs.
-
-        Float32 must agree to 1e-3 of the largest output (at least 1e-3), FP16 to 2e-2 of it, BF16 to 1e-1. Integer
-        kernels round differently on different CPUs: there the mean cosine must be at least 0.95.
+        """Run the golden inputs and compare with the golden outputs, as closely as ``verifying.difference`` says.
 
         Raises:
             IntegrityError: they differ by more.
+            UsageError: the predictor is closed.
         """
         golden = self.artifact.manifest.golden
         if golden is None:
             return
         dtypes = {spec.name: spec.dtype for graph in self.artifact.manifest.graphs.values() for spec in graph.inputs}
-        batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in golden.inputs.items()}
-        wanted = np.array(golden.outputs["logits"], dtype=np.float64)
-        integers = bool(self.artifact.traits & {"int8", "int4"})
-        found = self._run_one_by_one(batch) if integers else self._session.run(batch)["logits"]
-        gap, size = np.abs(found - wanted).max(), max(1.0, np.abs(wanted).max())
-        if integers:
-            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-            fine = bool(((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).mean() >= 0.95)
-        else:
-            allowed = next((share for trait, share in _HALF.items() if trait in self.artifact.traits), 1e-3)
-            fine = bool(gap <= allowed * size)
-        if not fine:
+        with self._call():
+            found = run_golden(golden.inputs, dtypes, self.artifact.traits, self._run)
+        if gap := difference(found, golden.outputs[self._output], self.artifact.traits):
             raise IntegrityError(
                 "The artifact does not give its golden outputs on this machine.",
-                value=f"largest difference {gap:.3g} where outputs reach {np.abs(wanted).max():.3g}",
+                value=gap,
                 fix="Check the runtime's version against artifact.json, or open it with `check=False` and measure.",
             )
 
     def close(self) -> None:
-        """Free what the session holds."""
-        self._session.close()
+        """Refuse further calls and free what the session holds, as soon as calls under way in other threads end."""
+        with self._state:
+            idle = not self._closed and not self._calls
+            self._closed = True
+        if idle:
+            self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,28 +183,111 @@ class Predictor:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _run_one_by_one(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """Dynamic INT8 scales depend on what else is in the batch and on padding: run rows at their real length."""
-        outputs = []
-        mask = batch.get("attention_mask")
-        for i in range(len(next(iter(batch.values())))):
-            row = {name: array[i : i + 1] for name, array in batch.items()}
-            if mask is not None:
-                row = {name: array[:, : int(mask[i].sum())] for name, array in row.items()}
-            outputs.append(self._session.run(row)["logits"])
-        return np.concatenate(outputs)
+    def __repr__(self) -> str:
+        labels = self.task.labels
+        known = ", ".join(map(repr, labels)) if len(labels) <= 5 else f"{len(labels)} labels"
+        on = f"{self.target.runtime} on {self.target.device}{', closed' if self._closed else ''}"
+        return f"<Predictor {self.artifact.path.name!r}: {self.artifact.kind}, {self.task.name} ({known}), {on}>"
 
-    def _row(self, example: Any) -> dict[str, Any]:
-        if self.task.columns[0] == IMAGE:
-            return {IMAGE: read_picture(example, None, "an image given to the predictor")}
-        return _text_row(example)
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Keep the session open while a thread is inside; the last one out of a closed predictor closes it."""
+        with self._state:
+            if self._closed:
+                raise UsageError(
+                    "This predictor is closed.", value=self.artifact.path, fix="Open it again with `compress.load`."
+                )
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._calls -= 1
+                last = self._closed and not self._calls
+            if last:
+                self._session.close()
+
+    def _window(self, rows: list[Row], batch_size: int) -> np.ndarray:
+        encoded = self._encode(rows)
+        batches = encoded.batches(batch_size, by_length=batch_size > 1)
+        outputs = np.concatenate([self._run(encoded.batch(indices)) for indices in batches])
+        return outputs[np.argsort(np.concatenate(batches))]
+
+    def _run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        with self._turn:
+            return self._session.run(batch)[self._output]
 
 
-def _text_row(text: Any) -> dict[str, Any]:
-    if isinstance(text, str):
-        return {"text": text}
-    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
-        return {"text": text[0], "text_pair": text[1]}
-    raise DataError(
-        "A predictor takes strings or pairs of strings.", value=repr(text)[:80], fix="Pass a str or a (str, str)."
-    )
+def _target(
+    artifact: Artifact, runtime: str | None, device: str | None, provider: str | None, threads: int | None
+) -> Target:
+    name = runtime or RUNTIME_OF.get(artifact.kind, artifact.kind)
+    if artifact.kind not in runtimes.get(name).kinds:
+        raise UsageError(
+            f"The runtime {name!r} does not open this kind of artifact.",
+            value=f"{artifact.path}: {artifact.kind}",
+            fix=f"Leave `runtime` out: {RUNTIME_OF.get(artifact.kind, 'the runtime of a plug-in')} opens it.",
+        )
+    place = device or ("cuda" if name == "tensorrt" else "cpu")
+    if provider is not None:
+        if name != "onnxruntime":
+            raise UsageError(
+                "An execution provider is ONNX Runtime's.",
+                value=f"{provider} with runtime {name!r}",
+                fix="Leave `provider` out, and give `device`.",
+            )
+        place = device_of(provider)
+        if device not in (None, place):
+            raise UsageError(
+                "`provider` and `device` name two devices.", value=f"{provider}, {device}", fix="Leave one out."
+            )
+    try:
+        return Target.model_validate({"name": "predictor", "runtime": name, "device": place, "threads": threads})
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise UsageError(
+            "An argument of `compress.load` has no such value.",
+            value=f"device={place!r}, threads={threads!r}: {first['msg']}",
+            fix="`device` is 'cpu' or 'cuda', `threads` a whole number from 1, or None for every core.",
+        ) from error
+
+
+def _open(artifact: Artifact, target: Target) -> Session:
+    opener = runtimes.get(target.runtime)()
+    found = opener.takes(artifact, target)
+    if not found.ok:
+        others = "".join(f", or give runtime={name!r}, which is here" for name in _others(artifact, target))
+        raise MissingCapabilityError(
+            f"The runtime {target.runtime!r} cannot open this artifact here.",
+            value=found.reason,
+            fix=f"Follow the hint above{others}.",
+        )
+    try:
+        return opener.open(artifact, target)
+    except (CompressError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MissingCapabilityError(
+            f"The runtime {target.runtime!r} is installed but cannot be imported.",
+            value=f"{type(error).__name__}: {error}",
+            fix="Install it again, with the libraries that it needs.",
+        ) from error
+    except Exception as error:  # every runtime raises types of its own
+        raise ModelError(
+            f"The runtime {target.runtime!r} cannot read this artifact.",
+            value=f"{artifact.file()}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            fix="Check its files with `check=True`; a file of a newer format needs a newer runtime.",
+        ) from error
+
+
+def _others(artifact: Artifact, target: Target) -> Iterator[str]:
+    """Yield the other built-in runtimes that could open an artifact here."""
+    for name in RUNTIME_OF.values():
+        opener, place = runtimes.get(name)(), target.model_copy(update={"runtime": name})
+        if name != target.runtime and artifact.kind in opener.kinds and opener.takes(artifact, place).ok:
+            yield name
+
+
+def _windows(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while window := list(islice(rows, _WINDOW)):
+        yield window

@@ -97,20 +97,20 @@ def difference(found: Any, wanted: Any, traits: frozenset[str]) -> str:
     return "" if gap <= allowed else f"largest difference {gap:.3g} where outputs reach {size:.3g}"
 
 
-def run_golden(golden: Mapping[str, Any], dtypes: Mapping[str, str], traits: frozenset[str], run: Run) -> Any:
+def run_golden(inputs: Mapping[str, Any], dtypes: Mapping[str, str], traits: frozenset[str], run: Run) -> Any:
     """Run golden inputs and return the outputs, (n, labels).
 
     Scales of dynamic INT8 depend on what else is in the batch and on padding: there rows run at their real length.
 
     Args:
-        golden: as the manifest holds it, ``inputs`` and ``outputs``.
+        inputs: name -> rows, as the manifest holds them.
         dtypes: input name -> its type.
         traits: of the artifact.
         run: what runs a batch.
     """
     import numpy as np
 
-    batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in golden["inputs"].items()}
+    batch = {name: np.array(rows, dtype=dtypes.get(name, "int64")) for name, rows in inputs.items()}
     if not traits & {"int8", "int4"}:
         return run(batch)
     mask, outputs = batch.get("attention_mask"), []
@@ -183,14 +183,15 @@ def _check_golden(folder: Path, manifest: Mapping[str, Any], file: str, dtypes: 
     if module == "onnxruntime" and "bf16" in traits:
         return "missing", "not run: ONNX Runtime has no BF16 kernels for CPUs"
     try:
-        run = _OPENERS[module](folder, file, str(manifest["task"]["name"]))
-        found = run_golden(golden, dtypes, traits, run)
+        output, wanted = next(iter(golden["outputs"].items()))
+        run = _OPENERS[module](folder, file, str(manifest["task"]["name"]), output)
+        found = run_golden(golden["inputs"], dtypes, traits, run)
+        gap = difference(found, wanted, traits)
     except ImportError as error:
         return "missing", f"not run: {error}"
     except Exception as error:
         return "differs", f"{module} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     version = getattr(importlib.import_module(module), "__version__", "")
-    gap = difference(found, golden["outputs"]["logits"], traits)
     return ("differs" if gap else "ok"), f"{gap or 'reproduced'} ({module} {version})"
 
 
@@ -201,25 +202,25 @@ def _is_here(module: str) -> bool:
         return False
 
 
-def _open_onnxruntime(folder: Path, file: str, task: str) -> Run:
+def _open_onnxruntime(folder: Path, file: str, task: str, output: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    return lambda batch: session.run(["logits"], {name: batch[name] for name in names})[0]
+    return lambda batch: session.run([output], {name: batch[name] for name in names})[0]
 
 
-def _open_openvino(folder: Path, file: str, task: str) -> Run:
+def _open_openvino(folder: Path, file: str, task: str, output: str) -> Run:
     import openvino
 
     model = openvino.Core().compile_model(str(folder / file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = {port.any_name for port in model.inputs}
-    return lambda batch: model({name: array for name, array in batch.items() if name in names})["logits"]
+    return lambda batch: model({name: array for name, array in batch.items() if name in names})[output]
 
 
-def _open_transformers(folder: Path, file: str, task: str) -> Run:
+def _open_transformers(folder: Path, file: str, task: str, output: str) -> Run:
     import torch
     import transformers
 
@@ -233,7 +234,7 @@ def _open_transformers(folder: Path, file: str, task: str) -> Run:
 
     def run(batch: Mapping[str, Any]) -> Any:
         with torch.inference_mode():
-            return model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
+            return model(**{name: torch.from_numpy(array) for name, array in batch.items()})[output].numpy()
 
     return run
 

@@ -26,6 +26,9 @@ class Availability(NamedTuple):
 class Session(ABC):
     """An opened artifact. Use it as a context manager."""
 
+    concurrent: bool = False
+    """Whether several threads may call ``run`` at once. Where they may not, a predictor lets them take turns."""
+
     @abstractmethod
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
         """Run one padded batch.

@@ -10,22 +10,48 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compress.artifact import Artifact, Kind
-from compress.errors import MissingCapabilityError
+from compress.errors import MissingCapabilityError, UsageError, did_you_mean
 from compress.runtimes.base import Availability, Runtime, Session
 from compress.runtimes.cores import thread_count
 from compress.runtimes.isa_cap import require_cap, why_not
 from compress.runtimes.onnx_placement import describe
 from compress.runtimes.onnxruntime_package import conflict, import_onnxruntime, why_no_onnxruntime
-from compress.runtimes.ort_cuda import NO_INT8, OrtCudaSession, feeds_for, why_no_ort_cuda
+from compress.runtimes.ort_cuda import CUDA, NO_INT8, OrtCudaSession, feeds_for, why_no_ort_cuda
 from compress.runtimes.streams import run_concurrently
 from compress.runtimes.target import Target
 
 PROVIDERS = ["CPUExecutionProvider"]
+DEVICES: Mapping[str, str] = {PROVIDERS[0]: "cpu", CUDA: "cuda"}
+"""Execution provider -> the device of the targets that run on it, and on no other."""
 
 NO_BF16 = (
     "ONNX Runtime has no BF16 kernels for CPUs: the file is for GPUs; gate and parity on validation were judged on a "
     "float32 emulation that rounds every value to BF16"
 )
+
+
+def device_of(provider: str) -> str:
+    """Return the device whose targets run on an execution provider.
+
+    Raises:
+        UsageError: no target runs on it.
+        MissingCapabilityError: it is not here, or ONNX Runtime is not.
+    """
+    here = import_onnxruntime().get_available_providers()
+    usable = f"here: {', '.join(name for name in DEVICES if name in here)}"
+    if provider not in DEVICES:
+        raise UsageError(
+            f"Artifacts are not run on ONNX Runtime's provider {provider!r}.",
+            value=usable,
+            fix=f"{did_you_mean(provider, DEVICES)} OpenVINO and TensorRT are runtimes of their own: `runtime=`.",
+        )
+    if provider not in here:
+        raise MissingCapabilityError(
+            f"ONNX Runtime has no {provider} here.",
+            value=usable,
+            fix=f"{why_no_ort_cuda() if provider == CUDA else 'Install a build of ONNX Runtime that has it'}.",
+        )
+    return DEVICES[provider]
 
 
 class OnnxRuntime(Runtime):
@@ -73,6 +99,8 @@ class OnnxRuntime(Runtime):
 
 
 class _OnnxSession(Session):
+    concurrent = True
+
     def __init__(self, artifact: Artifact, target: Target) -> None:
         self._files = {name: artifact.file(name) for name in artifact.manifest.graphs}
         self._target = target

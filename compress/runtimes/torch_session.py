@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +24,49 @@ _WARM_RUNS = 3
 """Runs of a new shape before its kernels are recorded: they compile, choose algorithms and take memory."""
 
 
+class _Threads:
+    """PyTorch's number of threads, which is one for the whole process, and kept by each Python thread besides.
+
+    It is set wherever a run finds another, and put back when the last session closes. Runs take turns while sessions
+    with different numbers are open.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._turn = RLock(), Lock()  # a session may end, by garbage collection, at any time
+        self._open: Counter[int] = Counter()
+        self._before = 0
+
+    def open(self, number: int) -> None:
+        import torch
+
+        with self._lock:
+            if not self._open:
+                self._before = torch.get_num_threads()
+            self._open[number] += 1
+            torch.set_num_threads(number)
+
+    def close(self, number: int) -> None:
+        import torch
+
+        with self._lock:
+            self._open -= Counter([number])
+            if not self._open:
+                torch.set_num_threads(self._before)
+
+    @contextmanager
+    def running(self, number: int) -> Iterator[None]:
+        import torch
+
+        mixed = len(self._open) > 1
+        with self._turn if mixed else nullcontext():
+            if mixed or torch.get_num_threads() != number:  # not idly: it also drops oneDNN's prepared kernels
+                torch.set_num_threads(number)
+            yield
+
+
+_THREADS = _Threads()
+
+
 class TorchSession(Session):
     """The thread count and a GPU's TF32 switches are global in torch: set on opening, put back on closing."""
 
@@ -27,8 +74,11 @@ class TorchSession(Session):
         import torch
 
         self._target = target
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(thread_count(target))
+        self._threads = thread_count(target)
+        _THREADS.open(self._threads)
+        self._put_back = weakref.finalize(self, _THREADS.close, self._threads)
+        self._put_back.atexit = False
+        self.concurrent = not target.cuda_graph  # whose buffers are one for each shape
         self._tf32_before = tf32() if target.device == "cuda" else None
         if target.device == "cuda":
             set_tf32((target.precision == "tf32",) * 2)
@@ -43,7 +93,7 @@ class TorchSession(Session):
     def run(self, batch: Mapping[str, np.ndarray], graph: str = "model") -> dict[str, np.ndarray]:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _THREADS.running(self._threads):
             logits = self._call(self._host(batch, graph))
             return {"logits": logits.float().cpu().numpy()}
 
@@ -75,10 +125,8 @@ class TorchSession(Session):
         return {"gpu_allocator_bytes": int(torch.cuda.max_memory_allocated(self._device))}
 
     def close(self) -> None:
-        import torch
-
         if hasattr(self, "_model"):
-            torch.set_num_threads(self._threads_before)
+            self._put_back()
             if self._tf32_before is not None:
                 set_tf32(self._tf32_before)
             self._graphs.clear()

@@ -39,7 +39,7 @@ class OnnxruntimeLayout(Layout):
         companions = tuple(name for name in (CONFIG, *COMPANIONS) if name in source.manifest.files)
         copy(source.path, out, companions)
         set_longest(out, shipment)
-        variants, left_out = [], []
+        variants, left_out = [], [f"{step}: {why}" for step, why in shipment.lost.items()]
         taken: dict[str, str] = {}
         for step, artifact in self._models(shipment):
             file = f"{self.folder}model{suffix_of(artifact)}.onnx"

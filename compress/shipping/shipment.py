@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.artifact import MANIFEST, Artifact, open_artifact
-from compress.errors import ModelError, UsageError
+from compress.errors import IntegrityError, ModelError, UsageError
 from compress.pipeline.folder import DELIVERABLES, RECIPE_FILE, RUN_FILE, find_artifact, read_run, split_step
 from compress.report.files import JSON_NAME, read_report
 from compress.report.model import Report
@@ -29,6 +29,7 @@ class Shipment:
         report: of the run; None for an artifact folder that carries none.
         siblings: step -> artifact: of the same run and kind, from the same model, whose gates did not fail, and the
             float model that the artifact was made from.
+        lost: step -> why a sibling cannot be had.
         record: name in ``record/`` -> the file that is copied there.
         name: of the run's recipe, or of the folder.
     """
@@ -38,6 +39,7 @@ class Shipment:
     step: str | None = None
     report: Report | None = None
     siblings: Mapping[str, Artifact] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -68,12 +70,15 @@ def open_shipment(source: str, store: Store) -> Shipment:
     report = read_report(place) if (place / JSON_NAME).is_file() else None
     if not step:
         step = _shipped_step(place, report)
+    artifact = find_artifact(place, step, store)
+    siblings, lost = _siblings(place, step, report, store)
     return Shipment(
-        find_artifact(place, step, store),
+        artifact,
         name=run.name,
         step=step,
         report=report,
-        siblings=_siblings(place, step, report, store),
+        siblings=siblings,
+        lost=lost,
         record={name: place / name for name in RECORDED if (place / name).is_file()},
     )
 
@@ -100,24 +105,22 @@ def _shipped_step(run: Path, report: Report | None) -> str:
     return report.verdict.step
 
 
-def _siblings(run: Path, step: str, report: Report | None, store: Store) -> dict[str, Artifact]:
-    """Find what else a run made of the same model, and may be handed out beside a step's artifact."""
-    if report is None:
-        return {}
-    known = {made.id: made for made in report.steps}
-    if step not in known:
-        return {}
+def _siblings(run: Path, step: str, report: Report | None, store: Store) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """Find what else a run made of the same model, and may be handed out beside a step's artifact; and what is lost."""
+    known = {made.id: made for made in report.steps} if report else {}
+    if report is None or step not in known:
+        return {}, {}
     delivered = {path.name for path in (run / DELIVERABLES).glob("*") if path.is_dir()}
     root, chain = _float_root(step, known)
-    found = {}
+    found, lost = {}, {}
     for made in report.steps:
         wanted = made.id in delivered or made.id in chain
         if made.id != step and made.kind == known[step].kind and wanted and _float_root(made.id, known)[0] == root:
             try:
                 found[made.id] = find_artifact(run, made.id, store)
-            except UsageError:  # collected from the store since
-                continue
-    return found
+            except (UsageError, IntegrityError) as error:  # collected from the store since, or damaged
+                lost[made.id] = error.what.rstrip(".")
+    return found, lost
 
 
 def _float_root(step: str, known: Mapping[str, ReportStep]) -> tuple[str, list[str]]:

@@ -109,6 +109,10 @@ class Task(ABC):
     def predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Decode raw outputs for a person: one ``{"label": ..., "score": ...}`` per example."""
 
+    def label_scores(self, outputs: np.ndarray) -> list[Any]:
+        """Decode raw outputs into every label's score: a mapping per example, or what ``predictions`` say."""
+        return [answer["score"] for answer in self.predictions(outputs)]
+
     @abstractmethod
     def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         """Load this task's auto class from a Hugging Face folder in float32."""

@@ -16,7 +16,15 @@ from compress.errors import DataError, ModelError, UsageError
 from compress.reading import read_json
 from compress.tasks.base import Row, Score, Task
 from compress.tasks.preprocessing import Preprocessor, read_preprocessor
-from compress.tasks.single_label import best_labels, divergence, head_options, refuse_unknown, right, same_label
+from compress.tasks.single_label import (
+    best_labels,
+    divergence,
+    every_label,
+    head_options,
+    refuse_unknown,
+    right,
+    same_label,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +112,9 @@ class ImageClassification(Task):
 
     def predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         return best_labels(outputs, self.labels)
+
+    def label_scores(self, outputs: np.ndarray) -> list[Any]:
+        return every_label(outputs, self.labels)
 
     def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         import torch

@@ -25,10 +25,19 @@ def same_label(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def best_labels(outputs: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return the most likely label of each row of (n, labels) logits, with its softmax probability."""
-    shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
-    chances = shifted / shifted.sum(axis=1, keepdims=True)
+    chances = _softmax(outputs)
     best = chances.argmax(axis=1)
     return [{"label": labels[i], "score": float(row[i])} for i, row in zip(best, chances, strict=True)]
+
+
+def every_label(outputs: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
+    """Return the softmax probability of every label, in id order, for each row of (n, labels) logits."""
+    return [dict(zip(labels, row, strict=True)) for row in _softmax(outputs).tolist()]
+
+
+def _softmax(outputs: np.ndarray) -> np.ndarray:
+    shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

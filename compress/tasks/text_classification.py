@@ -15,7 +15,15 @@ from compress.data.encoded import Encoded
 from compress.errors import ModelError
 from compress.reading import read_json
 from compress.tasks.base import Row, Score, Task
-from compress.tasks.single_label import best_labels, divergence, head_options, refuse_unknown, right, same_label
+from compress.tasks.single_label import (
+    best_labels,
+    divergence,
+    every_label,
+    head_options,
+    refuse_unknown,
+    right,
+    same_label,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +167,11 @@ class TextClassification(Task):
                 for row in chances
             ]
         return best_labels(outputs, self.labels)
+
+    def label_scores(self, outputs: np.ndarray) -> list[Any]:
+        if self.problem == "single_label":
+            return every_label(outputs, self.labels)
+        return super().label_scores(outputs)
 
     def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from compress.artifact import Artifact, Kind
 from compress.data.encoded import Encoded
 from compress.data.splits import TaskData
 from compress.errors import MissingCapabilityError
+from compress.predictor import Predictor
 from compress.runtimes.base import Availability, Runtime, Session, runtimes
 from compress.runtimes.target import Target, builtin_targets
 from compress.tasks.base import task_from
@@ -118,6 +120,19 @@ def test_runs_are_repeatable_and_leave_their_inputs_alone(session: Session, enco
     np.testing.assert_array_equal(session.run(batch)["logits"], first)
     for name, array in batch.items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_threads_that_share_a_predictor_get_what_one_gets(
+    session: Session, runtime: Runtime, artifact: Artifact, data: TaskData
+) -> None:
+    predictor = Predictor(artifact, task_from(artifact.manifest.task), session, place(runtime.name, "cpu"))
+    texts = [row["text"] for row in data["train"].rows]
+    wanted = [predictor.logits([text]) for text in texts]
+    starts = list(range(len(texts))) * 3
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: predictor.logits(texts[i : i + 2]), starts))
+    for i, logits in zip(starts, found, strict=True):
+        np.testing.assert_array_equal(logits, np.concatenate(wanted[i : i + 2]))
 
 
 def test_golden_outputs_are_reproduced(session: Session, artifact: Artifact) -> None:

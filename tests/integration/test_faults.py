@@ -25,6 +25,7 @@ EVERY = [
     {"quantize": {}, "id": "int8"},
     {"cast": {}, "id": "fp16", "from": "export"},
     {"build": {}, "id": "engine", "from": "fp16", "optional": True},
+    {"sparsify": {"multiple": 4, "by": "inputs", "samples": 16}, "from": "finetune"},
 ]
 TIMED = {"engine"}
 """TensorRT times kernels while it builds, so no two engines are equal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -89,6 +90,14 @@ def test_an_export_is_the_measured_artifact_with_card_record_and_checksums(ran, 
     assert done.returncode == 0, done.stderr
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {line.split(": ")[0] for line in done.stdout.splitlines()} == files - {"SHA256SUMS"}
+
+
+def test_the_program_in_an_export_fits_an_old_python(shipped) -> None:
+    tree = ast.parse((shipped("artifact") / "verify.py").read_text(encoding="utf-8"), feature_version=(3, 9))
+    named = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert named <= {*sys.stdlib_module_names, "numpy", "onnxruntime", "openvino", "torch", "transformers"}
 
 
 def test_onnx_files_lie_side_by_side_under_the_names_that_stock_loaders_know(ran, shipped) -> None:
@@ -183,6 +192,14 @@ def test_verify_finds_what_was_changed(shipped, tmp_path) -> None:
         assert check(folder)[0] == code
         assert json.loads(call("verify", folder, "--json", code=code).stdout)["artifacts"][0]["kind"] == "onnx"
     assert call("verify", broken("answers-unrun", answer_otherwise), "--digests").exit_code == 0
+
+
+def test_a_damaged_sibling_is_left_out_and_said_so(ran, tmp_path) -> None:
+    copy = Path(shutil.copytree(ran, tmp_path / "copy"))
+    (copy / "deliverables" / "fp16" / "model.onnx").write_bytes(b"damaged")
+    shown = call("export", f"{copy}:int8", tmp_path / "out", "--layout", "onnxruntime").stdout
+    assert "left out: fp16: The file 'model.onnx' of an artifact is missing or was changed" in " ".join(shown.split())
+    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {"model.onnx", "model_quantized.onnx"}
 
 
 def test_verify_says_what_it_could_not_run(shipped, tmp_path) -> None:
