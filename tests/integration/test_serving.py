@@ -257,7 +257,7 @@ def test_a_bad_request_gets_a_reason_and_no_traceback(served, bundle) -> None:
     cases: dict[str, list[dict[str, Any]]] = {
         "Unknown input 'texts'": [of_texts(TEXTS, "texts")],
         "not of type BYTES": [of_texts(TEXTS[:1], datatype="INT64", data=[5])],
-        "has the type WORDS": [of_texts(TEXTS, datatype="WORDS")],
+        "has the type 'WORDS'": [of_texts(TEXTS, datatype="WORDS")],
         "do not fit": [of_texts(TEXTS, shape=[3])],
         "has the shape [-1]": [of_texts(TEXTS, shape=[-1])],
         "row 1, is empty": [of_texts(["good", "  "])],
@@ -292,10 +292,21 @@ def test_a_bad_request_gets_a_reason_and_no_traceback(served, bundle) -> None:
         status, answer = served.call(infer, body, headers)
         assert status == 400, (body, answer)
         assert 10 < len(answer) < 500
+    status, answer = served.infer(of_texts(TEXTS, "\n" + "x" * 10_000))
+    assert status == 400
+    assert len(answer["error"]) <= 300
     assert served.call(f"/v2/repository/models/{NAME}/unload", {})[0] == 501
     assert served.call("/v2/models/another/infer", {"inputs": [good]})[0] == 404
     assert served.logits(good).shape == (1, 3)
     assert "Traceback" not in served.log.read_text()
+
+
+def test_too_many_at_once_are_told_to_come_again(served, bundle) -> None:
+    queue = json.loads((bundle / "settings.json").read_text())["queue"]
+    statuses: list[int] = []
+    at_once(4, lambda _: statuses.append(served.infer(of_texts(["good"] * queue))[0]))
+    assert set(statuses) == {200, 503}
+    assert served.logits(of_texts(TEXTS[:1])).shape == (1, 3)
 
 
 def test_nobody_but_this_machine_reaches_it_unless_it_is_told_so(served, bundle) -> None:

@@ -83,7 +83,7 @@ class TritonLayout(Layout):
             "triton_text.pbtxt",
             name=name,
             max_batch=most,
-            logits=logits.name,
+            logits=json.dumps(logits.name),
             outputs=_tensor(logits, labels),
             tokens_out=_maps("output_map", graph.inputs),
             tokens_in=_maps("input_map", graph.inputs),
@@ -165,11 +165,12 @@ def _config(name: str, graph: Graph, sizing: Sizing, most: int, engine: bool) ->
 def _tensor(spec: TensorSpec, labels: Iterable[str]) -> str:
     dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape[1:])
     named = ', label_filename: "labels.txt"' if any(True for _ in labels) else ""
-    return f'  {{ name: "{spec.name}", data_type: {_TYPES[spec.dtype]}, dims: [ {dims} ]{named} }}'
+    return f"  {{ name: {json.dumps(spec.name)}, data_type: {_TYPES[spec.dtype]}, dims: [ {dims} ]{named} }}"
 
 
 def _maps(field: str, specs: Iterable[TensorSpec]) -> str:
-    return "\n".join(f'      {field} {{ key: "{spec.name}", value: "{spec.name}" }}' for spec in specs)
+    names = [json.dumps(spec.name) for spec in specs]
+    return "\n".join(f"      {field} {{ key: {name}, value: {name} }}" for name in names)
 
 
 def _padding(folder: Path) -> int:

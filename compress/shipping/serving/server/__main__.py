@@ -92,7 +92,8 @@ class WithoutTraceback(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, InvalidInput | ModelNotFound | ModelNotReady | NotImplementedError):
-            record.msg, record.args, record.exc_info = f"refused: {error}", (), None
+            reason = " ".join(str(error).split())[:300]
+            record.msg, record.args, record.exc_info = "refused: %s", (reason,), None
             record.levelno, record.levelname = logging.INFO, "INFO"
         return True
 

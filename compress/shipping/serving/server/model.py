@@ -19,6 +19,8 @@ from compress.shipping.serving.server.settings import HOME, Settings, read_manif
 
 BATCHES = Histogram("model_batch_rows", "examples that ran together", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 WAITING = Gauge("model_waiting_rows", "examples that wait for the model")
+_LONGEST_REASON = 300
+"""Characters of an error: it may repeat what was sent."""
 DATATYPES = {"int64": "INT64", "float32": "FP32"}
 _KINDS = {"BYTES": "OSU"} | dict.fromkeys(("INT64", "INT32", "INT16", "INT8", "UINT8"), "iu")
 _KINDS |= dict.fromkeys(("FP32", "FP64", "FP16"), "fiu")
@@ -39,7 +41,7 @@ class Classifier(Model):  # type: ignore[misc]
     def load(self) -> bool:
         """Open the model and run its golden inputs once, so that the first request waits for nothing."""
         options = onnxruntime.SessionOptions()
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
+        threads = self._settings.threads or _cores()
         options.intra_op_num_threads = max(1, threads - self._settings.streams + 1)
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -80,7 +82,7 @@ class Classifier(Model):  # type: ignore[misc]
                 raise BadRequest("An input stands there twice.")
             examples = await asyncio.to_thread(self._encoder.examples, tensors)
         except BadRequest as error:
-            raise InvalidInput(str(error)) from None
+            raise InvalidInput(str(error)[:_LONGEST_REASON]) from None
         if len(examples) > self._settings.queue:
             raise InvalidInput(f"{len(examples):,} rows in one request; at most {self._settings.queue:,} are taken.")
         return payload, examples
@@ -127,6 +129,10 @@ class Classifier(Model):  # type: ignore[misc]
         return [*outputs, {"name": "score", "datatype": "FP32", "shape": [-1, *width]}]
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _described(each: dict[str, Any]) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else -1 for size in each["shape"]]
     return {"name": each["name"], "datatype": DATATYPES[each["dtype"]], "shape": shape}
@@ -140,7 +146,7 @@ def _array(tensor: Any) -> np.ndarray:
     """
     kinds = _KINDS.get(tensor.datatype)
     if kinds is None:
-        raise BadRequest(f"{tensor.name!r} has the type {tensor.datatype}, not {', '.join(_KINDS)}.")
+        raise BadRequest(f"{tensor.name!r} has the type {tensor.datatype!r}, not {', '.join(_KINDS)}.")
     if any(size < 0 for size in tensor.shape):
         raise BadRequest(f"{tensor.name!r} has the shape {tensor.shape}.")
     given = _flat(tensor)
