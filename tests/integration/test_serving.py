@@ -371,7 +371,7 @@ def test_the_bundle_asks_for_what_was_measured(bundle, run_with_a_best_batch, tm
     shutil.rmtree(bare / "record")
     unmeasured = export(str(bare), tmp_path / "unmeasured", "kserve")
     assert json.loads((unmeasured / "settings.json").read_text())["batch"] == 1
-    assert "TO BE SET: not measured" in (unmeasured / "kubernetes.yaml").read_text()
+    assert "cpu: TO BE SET: no report" in (unmeasured / "kubernetes.yaml").read_text()
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_an_engine_gets_tritons_tensorrt_backend_and_its_profiles_batch(
     assert "token_type_ids" not in tokens
     task = json.loads((out / "models" / "support-engine_tokenizer" / "1" / "task.json").read_text(encoding="utf-8"))
     assert task["padding"] == 3
-    assert "not measured on cuda here" in laid.left_out[0]
+    assert "no report with a measurement on a GPU" in laid.left_out[0]
 
 
 def test_an_engine_that_triton_cannot_run_is_refused(tiny_onnx: Callable[..., Artifact], tmp_path: Path) -> None:
@@ -244,3 +244,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, text: str, reas
     (tmp_path / "settings.json").write_text(text, encoding="utf-8")
     with pytest.raises(BadSettings, match=reason):
         read_settings(tmp_path / "settings.json")
+    (tmp_path / "good.json").write_text('{"model_name": "m", "batch": 2}', encoding="utf-8")
+    assert read_settings(tmp_path / "good.json", batch=4).batch == 4
+    with pytest.raises(BadSettings, match="batch is -1"):
+        read_settings(tmp_path / "good.json", batch=-1)

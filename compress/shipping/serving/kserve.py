@@ -23,7 +23,7 @@ from compress.shipping.shipment import Shipment
 SERVER_BYTES = 192 * 2**20
 """Resident memory of the server with nothing loaded, as ``benchmarks/serving.py`` measures it, rounded up."""
 _STEP = 16 * 2**20
-_UNKNOWN = "# TO BE SET: "
+_UNKNOWN = "TO BE SET: "
 
 
 class KserveLayout(Layout):
@@ -94,7 +94,7 @@ def _values(name: str, sizing: Sizing) -> dict[str, str]:
         "cpu": str(sizing.threads or 1),
         "cpu_source": f"threads in settings.json, as measured: {sizing.batch_source}"
         if sizing.threads
-        else f"{_UNKNOWN}{sizing.batch_source}",
+        else f"{_UNKNOWN}{sizing.memory_source}",
         "memory": request,
         "memory_limit": limit,
         "memory_source": f"{SERVER_BYTES // 2**20} MiB for the server and what the model takes; {sizing.memory_source}"
@@ -106,7 +106,7 @@ def _values(name: str, sizing: Sizing) -> dict[str, str]:
 def _unknown(sizing: Sizing) -> list[str]:
     if sizing.per_s is not None and sizing.memory_bytes is not None:
         return []
-    return [f"measured sizes: {sizing.memory_source}; set what kubernetes.yaml marks as TO BE SET"]
+    return [f"sizes in kubernetes.yaml, marked TO BE SET there: {sizing.memory_source}"]
 
 
 def _loads(name: str, shipment: Shipment) -> list[Load]:

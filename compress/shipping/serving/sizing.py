@@ -55,9 +55,7 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
     why_alone = "examples run one by one, since the scales of dynamic INT8 depend on all that is in a batch"
     found = next(_rows(shipment, set(runtimes), device), None)
     if found is None:
-        nothing = (
-            f"not measured on {device} here; `mcompress run` with a target there, or `mcompress bench`, measures it"
-        )
+        nothing = f"no report with a measurement on a {'CPU' if device == 'cpu' else 'GPU'}"
         return Sizing(1, 1, None, None, None, why_alone if alone else nothing, nothing)
     row, target, report = found
     place = f"{row.step} on {row.target}"

@@ -59,9 +59,7 @@ class TritonLayout(Layout):
         backends = "TensorRT" if engine else "ONNX Runtime"
         backends += " and Python backends" if texts else " backend"
         _write(out / "Dockerfile", template("triton.Dockerfile", install=install, backends=backends))
-        left_out = (
-            [] if sizing.per_s else [f"a measured batch: {sizing.batch_source}; set max_batch_size in config.pbtxt"]
-        )
+        left_out = [] if sizing.per_s else [f"a measured batch in config.pbtxt: {sizing.batch_source}"]
         loads = _loads(f"{name}_text" if texts else name, texts)
         return Laid(tuple(loads), (variant_of(made, shipment.step),), tuple(left_out))
 

@@ -1,6 +1,6 @@
 """Start the server: ``python -m server [--host ADDRESS] [--http_port PORT]``.
 
-Without an address it listens on this machine alone. Options that are not listed here are those of KServe's server.
+Without an address it listens on this machine alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +100,19 @@ class WithoutTraceback(logging.Filter):
 
 def settings_from(words: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     """Read the command line over ``settings.json``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server", parents=[model_server.parser], conflict_handler="resolve", allow_abbrev=False
-    )
-    parser.add_argument("--settings", type=Path, default=HOME / "settings.json", help="default: beside this folder")
+    parser = argparse.ArgumentParser(prog="python -m server", allow_abbrev=False, description=__doc__)
     for field in fields(Settings):
         kind = str if field.type == "str" else int
-        parser.add_argument(f"--{field.name}", type=kind, default=None, help="see settings.json")
+        parser.add_argument(f"--{field.name}", type=kind, help="in the place of the one in settings.json")
+    parser.add_argument("--settings", type=Path, default=HOME / "settings.json", help="another settings.json")
+    parser.add_argument("--ssl_certfile", help="certificate, for HTTPS")
+    parser.add_argument("--ssl_keyfile", help="its key")
+    parser.add_argument("--timeout-keep-alive", type=int, default=65, help="seconds for an idle connection")
+    parser.add_argument("--log_config_file", help="YAML or JSON for Python's logging; KServe reads it by itself")
     given = parser.parse_args(words)
     own = {field.name: getattr(given, field.name) for field in fields(Settings)}
-    return replace(
-        read_settings(given.settings), **{name: value for name, value in own.items() if value is not None}
-    ), given
+    over = {name: value for name, value in own.items() if value is not None}
+    return read_settings(given.settings, **over), given
 
 
 def main(words: Sequence[str]) -> int:
@@ -122,7 +123,12 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     asyncio.set_event_loop(asyncio.new_event_loop())  # KServe asks for one before it runs its own
-    server = OneModelServer(settings, ssl_certfile=given.ssl_certfile, ssl_keyfile=given.ssl_keyfile)
+    server = OneModelServer(
+        settings,
+        ssl_certfile=given.ssl_certfile,
+        ssl_keyfile=given.ssl_keyfile,
+        timeout_keep_alive=given.timeout_keep_alive,
+    )
     logging.getLogger("kserve").addFilter(WithoutTraceback())
     logging.getLogger("kserve.trace").setLevel(logging.WARNING)  # two lines for every request
     model_server.app.add_exception_handler(RequestValidationError, refuse)

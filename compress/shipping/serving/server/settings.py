@@ -40,15 +40,19 @@ class Settings:
     grace_s: int = 30
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path, **over: Any) -> Settings:
     """Read a settings file.
+
+    Args:
+        path: of the file.
+        **over: what stands in the place of the file's, by key.
 
     Raises:
         BadSettings: it is none, or has keys or values that make no sense.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8")) | over
+    except (OSError, TypeError, ValueError) as error:
         raise BadSettings(f"{path} cannot be read: {error}") from error
     types = {field.name: str if field.type == "str" else int for field in fields(Settings)}
     least = {"http_port": 1, "batch": 1, "streams": 1, "queue": 1}
