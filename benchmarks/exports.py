@@ -145,10 +145,11 @@ def try_loader(loader: Loader, run: Path, work: Path, texts: list[str]) -> list[
         return results
     for result in results:
         open_one(result, loader, command, folder, place, run, texts)
-    checked = subprocess.run([python, "verify.py"], cwd=folder, env=plain(), capture_output=True, text=True)
+    digests = ["--digests"] if loader.script.endswith(".mjs") else []  # Node.js has no Python runtime
+    checked = subprocess.run([python, "verify.py", *digests], cwd=folder, env=plain(), capture_output=True, text=True)
     for result in results:
-        result.verify = last_line(checked.stdout)
-        if checked.returncode not in ((0, 3) if loader.name == "transformers.js" else (0,)):
+        result.verify = f"{'digests: ' if digests else ''}{last_line(checked.stdout)}"
+        if checked.returncode != 0:
             result.problem = result.problem or f"verify.py: {checked.stdout.strip()}"
     return results
 
@@ -197,11 +198,15 @@ def make_environment(loader: Loader, place: Path) -> tuple[list[str], str]:
     script = LOADERS / loader.script
     if script.suffix == ".mjs":
         (place / "package.json").write_text('{"type": "module"}', encoding="utf-8")
-        subprocess.run(["npm", "install", "--no-audit", "--no-fund", *loader.packages], cwd=place, **quiet)
+        subprocess.run(
+            ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *loader.packages], cwd=place, **quiet
+        )
         shutil.copyfile(script, place / script.name)  # imports are looked for beside the script
         return ["node", str(place / script.name)], python
     pins = [] if loader.name in UNPINNED else ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([python, "-m", "pip", "install", "-q", *pins, *loader.packages], env=plain(), **quiet)
+    if loader.name in UNPINNED:  # a torchvision that was built for another torch breaks every import
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], **quiet)
     seen = subprocess.run([python, "-c", "import compress"], cwd=place, env=plain(), capture_output=True)
     if seen.returncode == 0:
         sys.exit(f"{loader.name}: the environment is not clean, it has our package")

@@ -73,6 +73,7 @@ def run(
     from compress.pipeline.outcomes import write_outcomes
     from compress.pipeline.planning import make_plan
     from compress.pipeline.public import command_line, public_path
+    from compress.pipeline.source import trusting_source
     from compress.pipeline.summary import summarise, write_samples
     from compress.pipeline.tracking import Tracking
     from compress.report.files import read_report, write_report
@@ -98,6 +99,7 @@ def run(
         space_explained(kept.root, place),
         folder.occupied(place),
         kept.serving(place, sink),
+        trusting_source(loaded, sink),
         kept.temporary_files() as work,
     ):
         try:

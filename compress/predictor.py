@@ -20,6 +20,7 @@ from compress.runtimes.onnxruntime import device_of
 from compress.runtimes.target import Target
 from compress.tasks.asking import is_one, rows_of
 from compress.tasks.base import Row, Task, task_from
+from compress.trust import trusting
 from compress.verifying import difference, run_golden
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def load(
     provider: str | None = None,
     threads: int | None = None,
     check: bool = True,
+    trust_remote_code: bool = False,
 ) -> Predictor:
     """Open an artifact folder as a ready predictor.
 
@@ -51,16 +53,21 @@ def load(
             CUDAExecutionProvider. No other is taken in its place.
         threads: CPU threads that the model computes on; None = every core.
         check: verify every file's digest, and that the golden inputs still give the golden outputs.
+        trust_remote_code: run the Python files of the model's author that a torch artifact may hold, with your
+            rights and in no sandbox.
 
     Raises:
-        ModelError: the folder is not an artifact, or the runtime cannot read its files.
+        ModelError: the folder is not an artifact, holds code that is not to be trusted, or the runtime cannot read its
+            files.
         IntegrityError: a file was changed, or the golden outputs are not reproduced.
         MissingCapabilityError: the runtime is not installed, or its device or provider is not here.
         UsageError: an argument has no such value, or does not fit the artifact or another argument.
     """
     artifact = open_artifact(folder, verify=check)
     target = _target(artifact, runtime, device, provider, threads)
-    task, session = task_from(artifact.manifest.task), _open(artifact, target)
+    task = task_from(artifact.manifest.task)
+    with trusting(_code_in(artifact) if trust_remote_code else ()):
+        session = _open(artifact, target)
     try:
         predictor = Predictor(artifact, task, session, target)
         if check:
@@ -71,16 +78,30 @@ def load(
     return predictor
 
 
-def load_model(folder: Path | str) -> PreTrainedModel:
+def load_model(folder: Path | str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a torch artifact as its Transformers model: float32, evaluation mode, pruned shapes rebuilt.
 
+    Args:
+        folder: the artifact.
+        trust_remote_code: see ``load``.
+
     Raises:
-        ModelError: the folder is not an artifact that holds a torch model.
+        ModelError: the folder is not an artifact that holds a torch model, or holds code that is not to be trusted.
     """
     from compress.models.loading import load_torch
 
     artifact = open_artifact(folder)
-    return load_torch(artifact.path, task_from(artifact.manifest.task))
+    with trusting(_code_in(artifact) if trust_remote_code else ()):
+        return load_torch(artifact.path, task_from(artifact.manifest.task))
+
+
+def _code_in(artifact: Artifact) -> list[str]:
+    """Return the digest of the author's code in an artifact, if there is any."""
+    from compress.models.loading import read_config
+    from compress.models.remote_code import read_code
+
+    code = read_code(artifact.path, read_config(artifact.path)) if artifact.kind == "torch" else None
+    return [] if code is None else [code.digest]
 
 
 class Predictor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from compress.bench.settings import MeasureSettings
 from compress.data.config import DataConfig
@@ -24,6 +25,7 @@ LARGEST_SEED = 2**32 - 1
 LONGEST_INPUT = 2**20
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A name that can be a folder's, and never leads out of the one it stands in."""
+_NO_NAMES = {"true", "yes", "on", "1", "false", "no", "off", "0"}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -80,6 +82,9 @@ class Recipe(_Strict):
         None, description="null = what the model's config says, else single_label"
     )
     model: str | None = Field(None, description="folder, hub id or .onnx file; null when the first step makes one")
+    trust_remote_code: str | None = Field(
+        None, description="the model again, word for word: its author's Python files may run; null = never"
+    )
     labels: dict[str, str] | None = Field(None, description="the model's label names -> the data's")
     max_length: int | None = Field(
         None, ge=4, le=LONGEST_INPUT, description="longest input in tokens; null = the model's, at most 128"
@@ -100,6 +105,38 @@ class Recipe(_Strict):
         if isinstance(value, Mapping) and isinstance(value.get("steps"), list):
             return {**value, "steps": _parse_steps(value["steps"])}
         return value
+
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and value.strip().lower() not in _NO_NAMES | {""}):
+            return value
+        raise RecipeError(
+            "`trust_remote_code` takes the name of the model whose code may run, not a yes.",
+            value=f"trust_remote_code: {json.dumps(value, default=str)[:200]}",
+            fix="If you trust its author, write the model there as `model:` names it; otherwise leave the key out.",
+        )
+
+    @property
+    def names_code(self) -> bool:
+        """Whether the recipe names its own model as one whose author's code may run.
+
+        The name is taken as it is written, so that no variable and no environment decides whose code it is.
+
+        Raises:
+            RecipeError: it names something else.
+        """
+        if self.trust_remote_code is None:
+            return False
+        model = "" if self.model is None else self.expand(self.model)
+        if PurePath(self.trust_remote_code) == PurePath(model):
+            return True
+        raise RecipeError(
+            "`trust_remote_code` names another model than the recipe does.",
+            value=f"trust_remote_code: {self.trust_remote_code}; model: {model or 'none'}",
+            fix="If you trust the author of the model, give its folder or hub id, without ${...}; "
+            "otherwise leave the key out.",
+        )
 
     def expand(self, text: str) -> str:
         """Replace each ``${NAME}`` by ``--var NAME=...`` or the environment variable.

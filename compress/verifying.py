@@ -176,6 +176,8 @@ def _check_golden(folder: Path, manifest: Mapping[str, Any], file: str, dtypes: 
     kind, golden, traits = manifest["kind"], manifest.get("golden"), frozenset(manifest["traits"])
     if golden is None:
         return "none", "none on record"
+    if "custom-code" in traits:
+        return "missing", "not run: it needs Python code of the model's author, and nobody's code runs here"
     modules = _RUNTIMES.get(kind, ())
     module = next((name for name in modules if _is_here(name)), None)
     if module is None:

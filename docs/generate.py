@@ -1,6 +1,6 @@
 """Write docs/passes.md from what the registered passes declare, and the published schema of ``report.json``.
 
-``python docs/generate.py``; ``tests/unit/test_docs.py`` fails when a file is not what this writes.
+``python docs/generate.py``; ``tests/docs/test_docs.py`` fails when a file is not what this writes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Parses the ONNX file that travels with the engine, and asks the runtime for the 
 import sys
 from pathlib import Path
 
-import tensorrt_rtx as trt
+import tensorrt_rtx_bindings as trt
 from answering import FOLDER, NAME, answer
 
 logger = trt.Logger(trt.Logger.ERROR)

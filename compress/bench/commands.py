@@ -22,6 +22,7 @@ from compress.errors import MissingCapabilityError
 from compress.runtimes.base import Session, runtimes
 from compress.runtimes.target import Target
 from compress.tasks.base import Row, Task, task_from
+from compress.trust import trusting
 
 FRAMEWORKS = ("onnx", "onnxruntime", "openvino", "tensorrt", "torch", "transformers")
 WINDOW = 10
@@ -61,8 +62,11 @@ class Commands:
         """Use an open tokenizer or preprocessor on ``rows``, the timed sequence as the user has it."""
         self._task, self._encode, self._rows = task, encode, rows
 
-    def do_open(self, artifact: str, target: dict[str, Any], encoded: str) -> dict[str, Any]:
-        """Open an artifact; the library is imported and the examples are read before memory is first taken."""
+    def do_open(self, artifact: str, target: dict[str, Any], encoded: str, trust: Sequence[str] = ()) -> dict[str, Any]:
+        """Open an artifact; the library is imported and the examples are read before memory is first taken.
+
+        ``trust`` holds the digests of what code may run, as the parent was told.
+        """
         opened, place = open_artifact(artifact, verify=False), Target.model_validate(target)
         examples = Encoded.load(Path(encoded))
         runtime = runtimes.get(place.runtime)()
@@ -71,7 +75,8 @@ class Commands:
         self._on_gpu = place.device == "cuda"
         self._note_memory("import")
         start = self._clock()
-        session = runtime.open(opened, place)
+        with trusting(trust):
+            session = runtime.open(opened, place)
         load_ms = (self._clock() - start) / 1e6
         self._note_memory("load")
         self._folder, self._task_options = opened.path, opened.manifest.task

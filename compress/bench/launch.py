@@ -19,6 +19,7 @@ from compress.errors import CompressError
 from compress.runtimes.cores import pinned_cores, thread_count
 from compress.runtimes.isa_cap import capped_environment
 from compress.runtimes.target import Target
+from compress.trust import trusted
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CHECKED = "checked afterwards"
@@ -109,7 +110,8 @@ class Child:
         """Send the first job, which also pins the process."""
         self._folders = (artifact, str(Path(encoded).parent))
         place = target.model_dump(mode="json")
-        return self.ask("open", cores=self.cores, artifact=artifact, target=place, encoded=encoded)
+        trust = sorted(trusted())
+        return self.ask("open", cores=self.cores, artifact=artifact, target=place, encoded=encoded, trust=trust)
 
     def close(self, *, kill: bool = False) -> None:
         """End the process, politely unless ``kill``, and remove its control group."""

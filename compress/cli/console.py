@@ -24,7 +24,18 @@ T = TypeVar("T")
 
 SetOption = typer.Option([], "--set", metavar="KEY=VALUE", help="Override one value: `distill.epochs=1`. Repeatable.")
 VarOption = typer.Option([], "--var", metavar="NAME=VALUE", help="Set ${NAME} of the recipe. Repeatable.")
+TrustOption = typer.Option(
+    None,
+    "--trust-remote-code",
+    metavar="MODEL",
+    help="Run the Python files that the model's author wrote, with your rights; name the model again.",
+)
 JsonOption = typer.Option(False, "--json", help="Print the result as one line of JSON, the last of stdout.")
+
+
+def with_trust(sets: list[str], model: str | None) -> list[str]:
+    """Return the overrides of a recipe with what ``--trust-remote-code`` named."""
+    return sets if model is None else [*sets, f"trust_remote_code={json.dumps(model)}"]
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:

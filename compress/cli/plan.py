@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import typer
 
-from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, print_wrapped, say
+from compress.cli.console import (
+    JsonOption,
+    SetOption,
+    TrustOption,
+    VarOption,
+    guarded,
+    print_json,
+    print_wrapped,
+    say,
+    with_trust,
+)
 
 
 @guarded
 def plan(
     recipe: str = typer.Argument(..., help="A recipe: file or built-in name."),
     sets: list[str] = SetOption,
+    trust: str | None = TrustOption,
     variables: list[str] = VarOption,
     json_: bool = JsonOption,
 ) -> None:
     """Say what a recipe would do: steps, inputs, predicted sizes, what is missing here. Reads no weights."""
+    from compress.models.remote_code import CUSTOM_CODE, RISK
     from compress.pipeline.planning import describe, make_plan
     from compress.recipe import load_recipe
 
-    steps = describe(make_plan(load_recipe(recipe, sets, variables)))
+    planned = make_plan(load_recipe(recipe, with_trust(sets, trust), variables))
+    steps = describe(planned)
+    if planned.source is not None and CUSTOM_CODE in planned.source.traits:
+        say(f"note: a run of this recipe runs Python code of the model's author. {RISK}")
     if json_:
         print_json(steps)
         return
@@ -37,6 +52,7 @@ def plan(
 def validate(
     recipe: str = typer.Argument(..., help="A recipe: file or built-in name."),
     sets: list[str] = SetOption,
+    trust: str | None = TrustOption,
     variables: list[str] = VarOption,
 ) -> None:
     """Check everything that a run checks before its first step: recipe, order, targets, model and data.
@@ -47,7 +63,7 @@ def validate(
     from compress.pipeline.planning import make_plan
     from compress.recipe import load_recipe
 
-    checked = make_plan(load_recipe(recipe, sets, variables))
+    checked = make_plan(load_recipe(recipe, with_trust(sets, trust), variables))
     data = check_inputs(checked, _quiet)
     skipped = [step for step in checked.steps if step.reason]
     for step in skipped:

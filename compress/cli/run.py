@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from compress.cli.console import JsonOption, SetOption, VarOption, guarded, print_json, say
+from compress.cli.console import JsonOption, SetOption, TrustOption, VarOption, guarded, print_json, say, with_trust
 from compress.cli.progress import ProgressPrinter
 
 
@@ -18,6 +18,7 @@ def run(
         None, "--data", help="With a MODEL: a folder with train, validation and test files (csv, tsv, jsonl, parquet)."
     ),
     sets: list[str] = SetOption,
+    trust: str | None = TrustOption,
     variables: list[str] = VarOption,
     examples: bool = typer.Option(
         False, "--examples", help="Quote examples whose answer changed in the report; else it holds no dataset text."
@@ -38,12 +39,13 @@ def run(
     from compress.pipeline.public import command_line
     from compress.recipe import load_recipe, parse_recipe
 
+    sets = with_trust(sets, trust)
     if data is None:
         recipe = load_recipe(what, sets, variables)
     else:
         from compress.pipeline.picking import pick_recipe
 
-        text = pick_recipe(what, data)
+        text = pick_recipe(what, data, own_code=trust is not None)
         say(text)
         recipe = parse_recipe(text, sets, variables, origin="the chosen recipe")
     place = None if data is None else str(data)

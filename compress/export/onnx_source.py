@@ -24,6 +24,7 @@ from compress.export.signature import tensor_spec
 from compress.models.families import FAMILIES
 from compress.models.files import refuse_way_out
 from compress.models.loading import CONFIG, TOKENIZER_FILES, read_config
+from compress.models.remote_code import AUTO_MAP
 from compress.models.source import DEFAULT_MAX_LENGTH, SHORTEST_INPUT, label_names, problem_of
 from compress.tasks.base import tasks
 
@@ -86,7 +87,7 @@ def _normalise(
             value=path.name,
             fix="Save the model's fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
         )
-    config = _config(path, width, inputs)
+    config = {key: value for key, value in _config(path, width, inputs).items() if key != AUTO_MAP}
     problem = problem or problem_of(config)
     names = [] if problem == "regression" else label_names(config, labels)
     _check_width(config, names, width)

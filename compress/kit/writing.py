@@ -21,6 +21,7 @@ from compress.disk import write_atomically
 from compress.errors import CompressError, UsageError
 from compress.kit.readme import readme
 from compress.kit.runner import runner_text
+from compress.models.remote_code import CUSTOM_CODE
 from compress.passes.base import Progress
 from compress.pipeline import folder
 from compress.pipeline.inputs import load_inputs
@@ -143,6 +144,12 @@ def _fit_for_a_kit(step: str, artifact: Artifact, task: Task) -> Artifact:
             f"A kit holds no {artifact.kind} artifact: it fits one machine or one library.",
             value=step,
             fix="Name the ONNX step that it was made from; the kit builds a TensorRT engine on the device.",
+        )
+    if CUSTOM_CODE in artifact.traits:
+        raise UsageError(
+            "This torch model needs its author's code to be opened, and a kit holds none.",
+            value=step,
+            fix="Name a step behind `export`: its ONNX file opens anywhere.",
         )
     if artifact.kind == "torch" and "structure.json" in artifact.manifest.files:
         raise UsageError(

@@ -14,6 +14,7 @@ from compress.models.counting import planned_counts
 from compress.models.families import is_convolutional
 from compress.models.files import model_files
 from compress.models.loading import CONFIG, WEIGHTS, read_config
+from compress.models.remote_code import AUTO_MAP, read_code, refuse_code
 from compress.models.structure import STRUCTURE
 from compress.reading import Unreadable, parse_json, read_json
 
@@ -45,28 +46,37 @@ class Stored:
     elements: int
 
 
-def look_through(folder: Path) -> dict[str, Any]:
+def look_through(folder: Path, *, own_code: bool = False) -> dict[str, Any]:
     """Check a model folder without opening its weights, and return its config.json.
+
+    Args:
+        folder: of the model.
+        own_code: whether the user asked for the code of the model's author; it is read, not run.
 
     Raises:
         ModelError: a file leads outside, is a pickle, or lies about itself; the model needs code that does not ship
-            with Transformers; or config.json describes another size of model than the files hold.
+            with Transformers and was not asked for, or that is not as it should be; or config.json describes another
+            size of model than the files hold.
     """
     model_files(folder)
     config = read_config(folder)
-    _refuse_code(folder, config)
+    if AUTO_MAP in config and not own_code:
+        raise refuse_code(folder)
+    code = read_code(folder, config)
+    if code is not None and (folder / STRUCTURE).exists():
+        raise ModelError(
+            f"The model has code of its own and a {STRUCTURE}, which says what was taken from a known family.",
+            value=folder.name,
+            fix="Give the model as its author has it.",
+        )
+    _refuse_foreign_parts(folder, config)
     stored = _read_headers(folder, _weight_files(folder))
-    _refuse_sizes(folder, config, stored)
+    if code is None:
+        _refuse_sizes(folder, config, stored)
     return config
 
 
-def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
-    if "auto_map" in config:
-        raise ModelError(
-            "The model needs remote code, which mcompress never runs.",
-            value=f"auto_map in {folder.name}/{CONFIG}",
-            fix="Use a model whose class ships with Transformers; if this one's does, remove auto_map.",
-        )
+def _refuse_foreign_parts(folder: Path, config: Mapping[str, Any]) -> None:
     for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
         if config.get(key) not in _OWN_ATTENTION:
             raise ModelError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress.models.families import Dimensions, dimensions, pair, patches, whole
+from compress.models.remote_code import code_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +45,11 @@ def count_macs(model: PreTrainedModel, tokens: int = TOKENS) -> int:
             per_token = name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")
             total += (tokens if per_token else 1) * module.in_features * module.out_features
     return total + sum(2 * tokens**2 * layer.heads * layer.head_size for layer in encoder_layers(model))
+
+
+def known_macs(model: PreTrainedModel) -> int | None:
+    """Return ``count_macs``; None of a model with code of its own: who knows what it runs how often?"""
+    return None if code_of(model) is not None else count_macs(model)
 
 
 def counted_tokens(size: Dimensions) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import ModelError
 from compress.models.loading import quiet
+from compress.models.remote_code import code_of
 from compress.models.structure import apply_structure, is_dense, structure_of
 from compress.tasks.base import Task
 
@@ -37,7 +38,7 @@ def with_fresh_head(model: PreTrainedModel, task: Task, seed: int) -> PreTrained
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh: PreTrainedModel = type(model)(config)
-    if not is_dense(model):
+    if code_of(model) is None and not is_dense(model):
         apply_structure(fresh, structure_of(model))
     fresh.base_model.load_state_dict(model.base_model.state_dict(), strict=True)
     return fresh.eval()

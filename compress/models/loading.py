@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from compress.errors import ModelError
+from compress.errors import CompressError, ModelError
+from compress.models.remote_code import AUTO_MAP, code_of, open_custom, write_code
 from compress.models.structure import STRUCTURE, Structure, apply_structure, is_dense, structure_of
 from compress.reading import Unreadable, read_json
 from compress.tasks.base import Task
@@ -36,7 +37,8 @@ def load_torch(folder: Path, task: Task) -> PreTrainedModel:
         The model on the CPU, float32, in evaluation mode.
 
     Raises:
-        ModelError: a weight is missing, is left over or has another shape.
+        ModelError: a weight is missing, is left over or has another shape; or the model needs its author's code, and
+            nobody has named it.
     """
     structure = Structure.read(folder)
     with quiet():
@@ -44,12 +46,26 @@ def load_torch(folder: Path, task: Task) -> PreTrainedModel:
     return model.eval()
 
 
+def open_whole(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """Open a model whose shapes config.json says, in float32; return the keys that are missing and left over too."""
+    import torch
+
+    config = read_config(folder)
+    if AUTO_MAP in config:
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = open_custom(folder, config, **options)
+    else:
+        loaded = task.load_model(folder, output_loading_info=True)
+    model, info = loaded
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
+
 def save_torch(model: PreTrainedModel, out: Path, tokenizer_from: Path) -> None:
     """Write a model in the Hugging Face layout: float32 safetensors, config.json, tokenizer files.
 
     A model whose shapes config.json cannot express gets ``structure.json`` beside it. Its weights have the names of
     the modules in memory; those of any other model, which stock loaders open, have the names that Transformers
-    gives them on disk.
+    gives them on disk. The files of a model with its author's code come along.
 
     Args:
         model: any float model; it is not changed, its weights are written as float32.
@@ -58,11 +74,15 @@ def save_torch(model: PreTrainedModel, out: Path, tokenizer_from: Path) -> None:
     """
     import torch
 
-    dense = is_dense(model)
+    code = code_of(model)
+    dense = code is not None or is_dense(model)
     weights = {name: _as_float32(tensor) for name, tensor in model.state_dict().items()}
     with quiet():
         model.save_pretrained(out, state_dict=weights, save_original_format=dense)
     config = read_config(out) | {"dtype": str(torch.float32).removeprefix("torch.")}
+    if code is not None:
+        config[AUTO_MAP] = dict(code.classes)
+        write_code(code, out)
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if not dense:
         structure_of(model).write(out)
@@ -130,8 +150,8 @@ def limit_threads(count: int) -> Iterator[None]:
 
 def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
     try:
-        loaded: Any = task.load_model(folder, output_loading_info=True)
-    except MemoryError:
+        model, missing, unexpected = open_whole(folder, task)
+    except (CompressError, MemoryError):
         raise
     except Exception as error:  # Transformers and its configs raise types of their own
         raise ModelError(
@@ -139,9 +159,8 @@ def _load_dense(folder: Path, task: Task) -> PreTrainedModel:
             value=f"{folder.name}: {_first_line(error)}",
             fix="Save the model again with `save_pretrained`; do not mix files of two models.",
         ) from error
-    model, info = loaded
-    _check_keys(folder, info["missing_keys"], info["unexpected_keys"])
-    return cast("PreTrainedModel", model)
+    _check_keys(folder, missing, unexpected)
+    return model
 
 
 def _load_resized(folder: Path, structure: Structure) -> PreTrainedModel:

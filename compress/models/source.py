@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from compress.data.pictures import IMAGE
-from compress.errors import ModelError, did_you_mean
+from compress.errors import CompressError, ModelError, did_you_mean
 from compress.models.checkpoint import look_through
 from compress.models.families import dimensions
-from compress.models.loading import CONFIG, TOKENIZER_FILES, load_torch, quiet, save_torch
+from compress.models.loading import CONFIG, TOKENIZER_FILES, load_torch, open_whole, quiet, save_torch
+from compress.models.remote_code import AUTO_MAP, code_of
 from compress.models.structure import STRUCTURE
 from compress.tasks.base import Task, tasks
 from compress.tasks.preprocessing import PREPROCESSOR, read_preprocessor
@@ -25,6 +26,9 @@ DEFAULT_MAX_LENGTH = 128
 SHORTEST_INPUT = 4
 """Tokens: a word between two special tokens, and one to spare."""
 MOST_LABELS = 100_000
+MOST_POSITIONS = 2**20
+"""Of a model with code of its own that does not say."""
+_OWN_CODE_TASK = "text-classification"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _HF_PROBLEMS = {
@@ -51,6 +55,8 @@ def take_in(
     labels: Mapping[str, str] | None = None,
     max_length: int | None = None,
     problem: str | None = None,
+    *,
+    own_code: bool = False,
 ) -> dict[str, Any]:
     """Write a user's model into ``out`` as float32 safetensors, config.json and a fast tokenizer or a preprocessor.
 
@@ -64,6 +70,7 @@ def take_in(
         labels: the model's label names -> the names to use; needed when the model only says LABEL_0.
         max_length: longest input in tokens; at most what the tokenizer and the position table allow.
         problem: single_label, multi_label or regression; default: what the config says. Images: single_label.
+        own_code: whether the user asked for the model's own code; it runs only inside ``trusting`` its digest.
 
     Returns:
         The task's options, as ``Task.dump()`` gives them.
@@ -72,15 +79,21 @@ def take_in(
         ModelError: the model cannot be taken in; the message says why and what to do.
     """
     folder = Path(source).expanduser()
-    folder = folder if folder.is_dir() else fetch(source)
-    config = look_through(folder)
+    folder = folder if folder.is_dir() else fetch(source, own_code=own_code)
+    config = look_through(folder, own_code=own_code)
+    if AUTO_MAP in config and task_name != _OWN_CODE_TASK:
+        raise ModelError(
+            "A model with code of its author is taken in for texts with one answer each, not for this task.",
+            value=f"{folder.name}: task {task_name!r}",
+            fix="Use a model whose class ships with Transformers, or an ONNX file of it.",
+        )
     if IMAGE in tasks.get(task_name).columns:
         return _take_in_images(folder, out, task_name, label_names(config, labels))
-    dimensions(config)
+    positions = _positions(config)
     _refuse_without_tokenizer(folder)
     problem = problem or problem_of(config)
     tokenizer = _open_tokenizer(folder)
-    length = _longest(folder, tokenizer, dimensions(config).positions, max_length)
+    length = _longest(folder, tokenizer, positions, max_length)
     names = [] if problem == "regression" else label_names(config, labels)
     options = {"name": task_name, "labels": names, "problem": problem, "max_length": length}
     model, trained = _load(folder, tasks.get(task_name).parse(options))
@@ -116,8 +129,12 @@ def _take_in_images(folder: Path, out: Path, task_name: str, names: list[str]) -
     return task.dump() if trained else task.dump() | {"labels": []}
 
 
-def fetch(source: str) -> Path:
+def fetch(source: str, *, own_code: bool = False) -> Path:
     """Download a model from the Hugging Face hub, without any pickle file, and return its folder.
+
+    Args:
+        source: hub id.
+        own_code: whether its Python files are wanted too; all files are of one commit, the folder's name.
 
     Raises:
         ModelError: ``source`` looks like a local path that does not exist, or the hub does not give it.
@@ -131,7 +148,8 @@ def fetch(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+        wanted = [*_WANTED, "*.py"] if own_code else _WANTED
+        return Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # offline, unknown, gated, rate limit: the hub has a type for each
         raise ModelError(
             "The model is neither a folder here nor a hub id that can be downloaded.",
@@ -199,6 +217,14 @@ def _longest(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int, w
     return int(min(room, wanted or DEFAULT_MAX_LENGTH))
 
 
+def _positions(config: Mapping[str, Any]) -> int:
+    """Return the longest input that the position table takes; of a model with code of its own, what it says itself."""
+    if AUTO_MAP not in config:
+        return dimensions(config).positions
+    said = config.get("max_position_embeddings")
+    return said if type(said) is int else MOST_POSITIONS
+
+
 def _refuse_without_tokenizer(folder: Path) -> None:
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         raise ModelError(
@@ -214,7 +240,11 @@ def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, bool]:
         return load_torch(folder, task), True
     model, missing, unexpected = _load_leniently(folder, task)
     encoder = f"{model.base_model_prefix}."
-    if missing and not any(key.startswith(encoder) and ".pooler." not in key for key in missing):
+    if (
+        missing
+        and model.base_model_prefix
+        and not any(key.startswith(encoder) and ".pooler." not in key for key in missing)
+    ):
         return model.eval(), False
     if missing or unexpected:
         raise ModelError(
@@ -232,8 +262,8 @@ def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str]
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            loaded: Any = task.load_model(folder, output_loading_info=True)
-    except MemoryError:
+            model, missing, unexpected = open_whole(folder, task)
+    except (CompressError, MemoryError):
         raise
     except Exception as error:  # Transformers, its configs and safetensors raise types of their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -242,9 +272,7 @@ def _load_leniently(folder: Path, task: Task) -> tuple[PreTrainedModel, set[str]
             value=f"{folder.name}: {lines[min(1, len(lines) - 1)]}",
             fix="Save the model again with `save_pretrained`; do not mix files of two models.",
         ) from error
-    model, info = loaded
-    unexpected = {key for key in info["unexpected_keys"] if not _IGNORABLE.search(key)}
-    return model, set(info["missing_keys"]), unexpected
+    return model, missing, {key for key in unexpected if not _IGNORABLE.search(key)}
 
 
 def _refuse_broken_weights(folder: Path, model: PreTrainedModel) -> None:
@@ -276,9 +304,9 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, model: PreTrainedModel) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = _embeddings(model)
     highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= rows:
+    if rows is not None and highest >= rows:
         raise ModelError(
             "The tokenizer has more tokens than the model has embeddings.",
             value=f"token id {highest}, {rows} embeddings",
@@ -289,6 +317,16 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, model: PreTr
         if path.name not in TOKENIZER_FILES:
             path.unlink()
     _drop_local_traces(out / "tokenizer_config.json")
+
+
+def _embeddings(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model knows; None where the author's class does not tell."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except Exception:  # the author's class answers in a way of its own
+        if code_of(model) is None:
+            raise
+        return None
 
 
 def _drop_local_traces(path: Path) -> None:

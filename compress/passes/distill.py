@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_valid
 
 from compress.artifact import Artifact, Kind, create_artifact, hash_json
 from compress.errors import RecipeError
-from compress.models.counting import count_macs, count_parameters
+from compress.models.counting import count_parameters, known_macs
 from compress.models.files import hash_files
 from compress.models.signature import torch_graph
 from compress.models.sparsity import SPARSE
@@ -176,7 +176,7 @@ class Distill(Pass):
             traits=sorted(_traits(inputs, config) | self.adds),
             graphs={"model": torch_graph(context.out, context.task)},
             parameters=count_parameters(made.model),
-            macs=count_macs(made.model),
+            macs=known_macs(made.model),
             notes=made.notes | ({} if digest is None else {"student_digest": digest}),
             golden=golden_torch(context.out, context.task),
             **self.provenance(inputs, config, context),

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.export.golden import missing_onnxruntime
+from compress.models.remote_code import CUSTOM_CODE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 
 
@@ -29,12 +30,14 @@ class Export(Pass):
     Config: ClassVar[type[PassConfig]] = ExportConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "onnx"
+    removes: ClassVar[frozenset[str]] = frozenset({CUSTOM_CODE})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "exact"
 
     def plan(self, inputs: Mapping[str, ModelInfo], config: ExportConfig) -> Plan:
         opset = "" if config.opset is None else f", opset {config.opset}"
         summary = f"export to ONNX with dynamic axes{opset}"
-        return Plan(summary, replace(inputs["model"], kind="onnx"), missing_onnxruntime())
+        source = inputs["model"]
+        return Plan(summary, replace(source, kind="onnx", traits=source.traits - self.removes), missing_onnxruntime())
 
     def apply(self, inputs: Mapping[str, Artifact], config: ExportConfig, context: Context) -> Artifact:
         from compress.export.companions import copy_companions
@@ -57,7 +60,7 @@ class Export(Pass):
         return create_artifact(
             context.out,
             kind="onnx",
-            traits=sorted(source.traits),
+            traits=sorted(source.traits - self.removes),
             graphs={"model": read_graph(out_file)},
             parameters=source.manifest.parameters,
             macs=source.manifest.macs,

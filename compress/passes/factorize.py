@@ -14,6 +14,7 @@ from compress.data.calibration import stratified_indices, stratum
 from compress.errors import DataError
 from compress.models.counting import TOKENS
 from compress.models.families import dimensions
+from compress.models.remote_code import CUSTOM_CODE
 from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan, library_versions
 from compress.passes.trim import require_text
@@ -66,7 +67,7 @@ class Factorize(Pass):
     Config: ClassVar[type[PassConfig]] = FactorizeConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
-    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE, CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({"factorized"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train",)

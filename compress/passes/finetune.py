@@ -129,7 +129,7 @@ class Finetune(Pass):
         from compress.distillation.objectives import TaskObjective
         from compress.distillation.trainer import Learner
         from compress.distillation.training import Place, Schedule, train
-        from compress.models.counting import count_macs, count_parameters
+        from compress.models.counting import count_parameters, known_macs
         from compress.models.golden import golden_torch
         from compress.models.loading import save_torch
 
@@ -169,7 +169,7 @@ class Finetune(Pass):
             traits=sorted(before | self.adds),
             graphs={"model": torch_graph(context.out, context.task)},
             parameters=count_parameters(model),
-            macs=count_macs(model),
+            macs=known_macs(model),
             notes=history.notes() | {"examples": len(labelled)},
             golden=golden_torch(context.out, context.task),
             **self.provenance(inputs, config, context),

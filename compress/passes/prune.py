@@ -21,6 +21,7 @@ from compress.models.counting import (
 )
 from compress.models.depth import choose_layers
 from compress.models.families import Dimensions, dimensions, family_of, is_convolutional
+from compress.models.remote_code import CUSTOM_CODE
 from compress.models.signature import torch_graph
 from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Position = Annotated[int, Field(ge=0)]
 BUDGETS = ("macs", "params", "speedup", "latency_ms", "max_drop_points")
 TIMED = ("speedup", "latency_ms", "max_drop_points")
+_SAMPLES = 1024
 
 
 class PruneConfig(PassConfig):
@@ -73,7 +75,9 @@ class PruneConfig(PassConfig):
     reconstruct: bool = Field(True, description="refit what stays by least squares; needs no training")
     search: int = Field(0, ge=0, description="candidates that a local search scores on real inputs; 0 = none")
     uniform: bool = Field(False, description="one feed-forward width, all heads: plain `from_pretrained` opens it")
-    samples: int = Field(1024, ge=1, description="training examples that it looks at, drawn by seed; fewer: all")
+    samples: int | None = Field(
+        None, ge=1, description="training examples that it looks at, drawn by seed; null = 1,024, or all of fewer"
+    )
     batch_size: int = Field(32, ge=1, description="examples per forward pass; does not change the result")
     round_to: int = Field(
         32, ge=1, description="neurons kept per layer are a multiple of this and of the target's grid; channels of 8"
@@ -105,7 +109,7 @@ class Prune(Pass):
     Config: ClassVar[type[PassConfig]] = PruneConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
-    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE, CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({"pruned"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train", "validation")
@@ -274,10 +278,10 @@ def _prune_encoder(
 
 
 def _sample(source: Artifact, config: PruneConfig, context: Context) -> Encoded:
-    """Draw ``samples`` labelled training rows by seed and encode them; all of them where there are fewer."""
+    """Draw labelled training rows by seed and encode them."""
     rows = [row for row in context.data["train"].rows if row.get("label") is not None]
     if not rows:
         raise DataError("The training split has no labelled row to prune by.", fix="Give `data.train` a label column.")
-    count = min(config.samples, len(rows))
+    count = min(config.samples or _SAMPLES, len(rows))
     chosen = np.random.default_rng(context.seed).choice(len(rows), count, replace=False)
     return context.task.encode(source.path, [rows[i] for i in sorted(chosen)])

@@ -11,6 +11,7 @@ from pydantic import Field
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import DataError, RecipeError
 from compress.export.golden import missing_onnxruntime
+from compress.models.remote_code import CUSTOM_CODE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.passes.distill import Auto, Weights
 from compress.quantization.isa import reduced_range_for
@@ -72,7 +73,7 @@ class Qat(Pass):
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "onnx"
     roles: ClassVar[tuple[str, ...]] = ("model", "teacher")
-    forbids: ClassVar[frozenset[str]] = frozenset({"int8", "fp16"})
+    forbids: ClassVar[frozenset[str]] = frozenset({"int8", "fp16", CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({"int8"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train", "validation", "calibration")

@@ -12,6 +12,7 @@ from pydantic import Field
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import RecipeError
 from compress.models.families import is_convolutional
+from compress.models.remote_code import CUSTOM_CODE
 from compress.models.sparsity import SPARSE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 from compress.passes.trim import require_text
@@ -54,7 +55,7 @@ class Sparsify(Pass):
     Config: ClassVar[type[PassConfig]] = SparsifyConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
-    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE})
+    forbids: ClassVar[frozenset[str]] = frozenset({SPARSE, CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({SPARSE})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train",)

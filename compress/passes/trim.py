@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from compress.artifact import Artifact, Kind, create_artifact
 from compress.errors import DataError, RecipeError, RunError
 from compress.models.families import dimensions, family_of
+from compress.models.remote_code import CUSTOM_CODE
 from compress.passes.base import Context, ModelInfo, Pass, PassConfig, Plan
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Trim(Pass):
     Config: ClassVar[type[PassConfig]] = TrimConfig
     consumes: ClassVar[frozenset[Kind]] = frozenset({"torch"})
     produces: ClassVar[Kind] = "torch"
+    forbids: ClassVar[frozenset[str]] = frozenset({CUSTOM_CODE})
     adds: ClassVar[frozenset[str]] = frozenset({"trimmed"})
     preserves: ClassVar[Literal["exact", "close", "task"]] = "task"
     uses: ClassVar[tuple[str, ...]] = ("train", "validation", "transfer")

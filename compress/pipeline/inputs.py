@@ -13,7 +13,7 @@ from compress.passes.base import Progress
 from compress.passes.distill import DistillConfig
 from compress.passes.prune import PruneConfig
 from compress.pipeline.planning import RunPlan
-from compress.pipeline.source import Source, place_of, resolve_source
+from compress.pipeline.source import Source, place_of, resolve_source, trusting_source
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import Task, tasks
@@ -50,7 +50,7 @@ def check_inputs(plan: RunPlan, emit: Progress) -> TaskData:
     model = plan.recipe.model
     if model is not None and not place_of(plan.recipe.expand(model)).exists():
         return load_inputs(plan, None)[0]
-    with tempfile.TemporaryDirectory() as folder:
+    with trusting_source(plan.recipe, emit), tempfile.TemporaryDirectory() as folder:
         return load_inputs(plan, resolve_source(plan.recipe, Store(folder), emit))[0]
 
 
@@ -137,7 +137,7 @@ def _check_amounts(plan: RunPlan, data: TaskData) -> None:
             continue
         if isinstance(config, PruneConfig):
             labelled = sum(row.get("label") is not None for row in data["train"].rows)
-            if config.samples > labelled:
+            if config.samples is not None and config.samples > labelled:
                 raise DataError(
                     f"Step {step.id!r} asks for more labelled training rows than there are.",
                     value=f"{config.samples} samples of {labelled} rows",

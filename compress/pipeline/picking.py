@@ -14,10 +14,16 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
-def pick_recipe(model: str, data: Path) -> str:
+def pick_recipe(model: str, data: Path, *, own_code: bool = False) -> str:
     """Return the text of a recipe: the built-in one that fits the model, with its paths filled in.
 
-    An ``.onnx`` file can only be quantized, cast and built; a torch model is also pruned and distilled.
+    An ``.onnx`` file can only be quantized, cast and built; a torch model is also pruned and distilled, unless its
+    classes are its author's.
+
+    Args:
+        model: folder, ``.onnx`` file or hub id.
+        data: the folder of data.
+        own_code: whether the model is named as one that needs its author's code.
 
     Raises:
         UsageError: ``model`` is a recipe.
@@ -34,7 +40,8 @@ def pick_recipe(model: str, data: Path) -> str:
     looks_local = model.startswith((".", "/", "~")) or place.suffix == ".onnx"
     if looks_local and not place.exists():
         raise ModelError("The model does not exist.", value=model, fix="Give a folder, an .onnx file or a hub id.")
-    text = read_recipe("onnx-int8" if place.suffix == ".onnx" else "classifier-cpu")
+    usual = "classifier-int8" if own_code else "classifier-cpu"
+    text = read_recipe("onnx-int8" if place.suffix == ".onnx" else usual)
     recipe = yaml.safe_load(text)
     recipe["model"] = str(place) if place.exists() else model
     others = {key: value for key, value in recipe["data"].items() if key not in _SPLITS}

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress.errors import MissingCapabilityError, ModelError, RecipeError, did_you_mean
+from compress.models.remote_code import AUTO_MAP, CUSTOM_CODE, read_code, refuse_code
 from compress.passes.base import ModelInfo, Pass, PassConfig, Plan, passes
 from compress.pipeline.source import place_of
 from compress.recipe import GateRule, Recipe, Step, explain
@@ -98,7 +99,8 @@ def make_plan(recipe: Recipe) -> RunPlan:
 
 
 def read_source(recipe: Recipe) -> ModelInfo | None:
-    """Say what the recipe's model is, from its config alone."""
+    """Say what the recipe's model is, from its config alone; code that comes with it is read, not run."""
+    named = recipe.names_code
     if recipe.model is None:
         return None
     text = recipe.expand(recipe.model)
@@ -114,10 +116,14 @@ def read_source(recipe: Recipe) -> ModelInfo | None:
     if path.is_dir():
         from compress.models.loading import read_config
 
-        return ModelInfo("torch", config=read_config(path))
+        config = read_config(path)
+        if AUTO_MAP in config and not named:
+            raise refuse_code(path)
+        code = read_code(path, config)
+        return ModelInfo("torch", frozenset() if code is None else frozenset({CUSTOM_CODE}), config)
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise ModelError("The model folder does not exist.", value=place, fix="Correct `model:`.")
-    return ModelInfo("torch")
+    return ModelInfo("torch", frozenset({CUSTOM_CODE} if named else ()))
 
 
 def _plan_step(
@@ -205,6 +211,13 @@ def _check_order(
             f"{pass_.name!r} needs a model that is {', '.join(lacking)}; {parent!r} ({maker}) is not.",
             value=where,
             fix="Reorder the steps, or choose another `from:`.",
+        )
+    if CUSTOM_CODE in pass_.forbids & model.traits:
+        raise RecipeError(
+            f"{pass_.name!r} must know the parts of a model, and those of {parent!r} ({maker}) are its author's own.",
+            value=where,
+            fix="Leave the step out: a model with code of its own can be fine-tuned, distilled and exported, and its "
+            "ONNX form quantized and cast.",
         )
     if clash := sorted(pass_.forbids & model.traits):
         raise RecipeError(

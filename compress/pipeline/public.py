@@ -14,7 +14,7 @@ from compress.recipe import Recipe
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SPLITS = ("train", "validation", "test", "transfer")
-_PLACES = ("model", "data", "measure")
+_PLACES = ("model", "trust_remote_code", "data", "measure")
 """Keys of a recipe under which a value can name a file."""
 
 
@@ -31,6 +31,8 @@ def public_recipe(recipe: Recipe) -> str:
     plain = yaml.safe_load(recipe.to_yaml())
     if plain["model"] is not None:
         plain["model"] = public_path(plain["model"])
+    if plain["trust_remote_code"] is not None:
+        plain["trust_remote_code"] = public_path(plain["trust_remote_code"])
     for split in _SPLITS:
         source = plain["data"].get(split)
         if source and source["path"] is not None:

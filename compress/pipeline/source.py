@@ -16,11 +16,14 @@ from compress.bench.launch import without_folders
 from compress.disk import size_of
 from compress.errors import CompressError, ModelError
 from compress.models.files import hash_files
+from compress.models.loading import read_config
+from compress.models.remote_code import CUSTOM_CODE, RISK, Code, code_of, read_code
 from compress.passes.base import Progress, library_versions
 from compress.reading import Unreadable, local_path
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.tasks.base import task_from
+from compress.trust import trusting
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,11 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
     """
     if recipe.model is None:
         return None
-    place = place_of(recipe.expand(recipe.model))
-    if not place.exists():
-        from compress.models.source import fetch
-
-        emit(f"fetching {recipe.model}")
-        place = fetch(recipe.expand(recipe.model))
+    place = _located(recipe, emit)
     key = hash_json(
         {
             "mcompress": __version__,
-            "files": _hash_source(place),
+            "files": _hash_source(place, own_code=recipe.names_code),
             "task": recipe.task,
             "problem": recipe.problem,
             "labels": recipe.labels,
@@ -69,6 +67,38 @@ def resolve_source(recipe: Recipe, store: Store, emit: Progress) -> Source | Non
     )
     artifact = open_artifact(path)
     return Source(path, artifact.manifest.task, cached)
+
+
+def _located(recipe: Recipe, emit: Progress) -> Path:
+    """Return where the model lies; one of the hub is downloaded first."""
+    name = recipe.expand(recipe.model or "")
+    place = place_of(name)
+    if place.exists():
+        return place
+    from compress.models.source import fetch
+
+    emit(f"fetching {recipe.model}")
+    return fetch(name, own_code=recipe.names_code)
+
+
+@contextmanager
+def trusting_source(recipe: Recipe, emit: Progress) -> Iterator[None]:
+    """Let the code of the recipe's model run inside this context, if the recipe names it, and say so.
+
+    Trusted are the files as they are now: one that changes afterwards is refused.
+
+    Raises:
+        RecipeError: the recipe names another model.
+        ModelError: the code is not as it should be, or the model is not there.
+    """
+    digests = []
+    if recipe.names_code and (place := _located(recipe, emit)).is_dir():
+        code = read_code(place, read_config(place))
+        if code is not None:
+            digests.append(code.digest)
+            emit(f"[0] the model's own code is run: {', '.join(code.sources)}. {RISK}")
+    with trusting(digests):
+        yield
 
 
 def place_of(model: str) -> Path:
@@ -131,26 +161,40 @@ def _take_in(place: Path, payload: Path, recipe: Recipe) -> Artifact:
             parameters=count_weights(file),
             golden=golden,
         )
-    from compress.models.counting import count_macs, count_parameters
-    from compress.models.golden import golden_torch
+    from compress.models.counting import count_parameters, known_macs
+    from compress.models.golden import golden_of, golden_torch
     from compress.models.loading import load_torch
     from compress.models.signature import torch_graph
     from compress.models.source import take_in
 
-    options = take_in(str(place), payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem)
+    own_code = recipe.names_code
+    options = take_in(
+        str(place), payload, recipe.task, recipe.labels, recipe.max_length, recipe.problem, own_code=own_code
+    )
     task = task_from(options)
     model = load_torch(payload, task)
+    code = code_of(model)
     with _first_run():
         golden = _finite(golden_torch(payload, task))
+        if code is not None:  # whose config.json may say anything of how long a text may be
+            golden_of(model, task.encode(payload, [{"text": "the " * task.max_length}]).batch([0]))
     return _record(
         payload,
         "torch",
         options,
+        traits=() if code is None else (CUSTOM_CODE,),
+        notes={} if code is None else _code_notes(code, place),
         graph=torch_graph(payload, task),
         parameters=count_parameters(model),
-        macs=count_macs(model),
+        macs=known_macs(model),
         golden=golden,
     )
+
+
+def _code_notes(code: Code, place: Path) -> dict[str, Any]:
+    """Return what is put on record of an author's code; a folder of the hub's cache has the name of its commit."""
+    commit = {"code_commit": place.name} if place.parent.name == "snapshots" else {}
+    return {"code": f"of the model's author; run with the user's rights: {', '.join(code.sources)}", **commit}
 
 
 def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Graph, **fields: Any) -> Artifact:
@@ -165,7 +209,7 @@ def _record(payload: Path, kind: str, options: Mapping[str, Any], *, graph: Grap
     )
 
 
-def _hash_source(place: Path) -> dict[str, str]:
+def _hash_source(place: Path, *, own_code: bool = False) -> dict[str, str]:
     """Return the sha256 of every file that is taken in, by its place relative to the model's folder.
 
     Raises:
@@ -174,8 +218,8 @@ def _hash_source(place: Path) -> dict[str, str]:
     if place.is_dir():
         from compress.models.checkpoint import look_through
 
-        look_through(place)
-        return hash_files(place)
+        code = read_code(place, look_through(place, own_code=own_code))
+        return hash_files(place) | ({} if code is None else code.hashes)
     from compress.export.onnx_source import files_read
 
     folder, files = place.parent, files_read(place)

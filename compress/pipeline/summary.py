@@ -11,6 +11,7 @@ from compress import __version__
 from compress.artifact import Artifact
 from compress.bench.environment import environment
 from compress.data.config import Source
+from compress.models.remote_code import CUSTOM_CODE
 from compress.pipeline.checking import GateResult
 from compress.pipeline.emulated import environment_of
 from compress.pipeline.engines import engine_records
@@ -85,7 +86,7 @@ def _subject(state: RunState) -> report.Subject:
         labels=len(state.task.labels),
         parameters=manifest.parameters if manifest else None,
         size_bytes=reference.size_bytes if reference else None,
-        notes=(*notes, *_precision(reference)),
+        notes=(*notes, *_precision(reference), *_own_code(reference)),
     )
 
 
@@ -139,6 +140,15 @@ def _precision(reference: Artifact | None) -> tuple[str, ...]:
     if reference is None or reference.kind != "torch":
         return ()
     return ("weights are loaded and measured as float32, whatever they were stored in",)
+
+
+def _own_code(reference: Artifact | None) -> tuple[str, ...]:
+    if reference is None or CUSTOM_CODE not in reference.traits:
+        return ()
+    return (
+        "its classes are Python code of its author, which this run was told to trust: it ran with the user's rights, "
+        "in no sandbox",
+    )
 
 
 def _parity_note(outcome: StepOutcome) -> dict[str, str]:

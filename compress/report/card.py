@@ -23,6 +23,7 @@ _AUTO = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
 }
 _WORDS = {
+    "custom-code": "opened with Python code of the model's author, which runs with your rights and in no sandbox",
     "int8": "8-bit integer products",
     "int4": "4-bit weights",
     "fp16": "float16 weights",
@@ -196,19 +197,20 @@ def _what(report: Report, step: Step) -> str:
 
 def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
     stock: list[str] = []
+    trust = ", trust_remote_code=True" if "custom-code" in step.traits else ""
     if step.kind == "torch" and "structure.json" in files:
         stock = ['model = compress.load_model("FOLDER")  # layers of different widths: Transformers alone cannot']
     elif step.kind == "torch" and report.subject.task in _AUTO:
         model, processor = _AUTO[report.subject.task]
         stock = [
             f"from transformers import {model}, {processor}",
-            f'model, processor = {model}.from_pretrained("FOLDER"), {processor}.from_pretrained("FOLDER")',
+            f'model, processor = {model}.from_pretrained("FOLDER"{trust}), {processor}.from_pretrained("FOLDER")',
         ]
     elif step.kind == "onnx":
         stock = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
     elif step.kind == "openvino":
         stock = ["import openvino", 'model = openvino.Core().compile_model("FOLDER/openvino_model.xml", "CPU")']
-    parts = [fence(_OURS, "python")]
+    parts = [fence(_OURS.replace('"FOLDER"', f'"FOLDER"{trust}'), "python")]
     if stock:
         parts.append(fence("\n".join(stock), "python"))
     if step.kind == "tensorrt":

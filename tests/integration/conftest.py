@@ -151,6 +151,66 @@ def ran(lab: Lab) -> Path:
     return lab.root / "verbs-out"
 
 
+OWN_CODE = Path(__file__).parents[1] / "data" / "own_code"
+"""Python files of models whose classes Transformers does not have."""
+
+
+@pytest.fixture(scope="session")
+def own_code(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return ``build(name)``: the folder of a model with code of its own: "bag" of words, or "bert" with other answers.
+
+    Both have the tokenizer and the labels of the laboratory's model.
+    """
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("own") / name
+            shutil.copytree(lab.model, made[name])
+            (_make_bag if name == "bag" else _make_own_bert)(made[name])
+        return made[name]
+
+    return build
+
+
+def _make_bag(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for name in ("configuration_bag.py", "modeling_bag.py", "pooling.py"):
+        shutil.copy(OWN_CODE / name, folder)
+    labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    words = len(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    config = {
+        "model_type": "bag-of-words",
+        "architectures": ["BagForSequenceClassification"],
+        "auto_map": {
+            "AutoConfig": "configuration_bag.BagConfig",
+            "AutoModelForSequenceClassification": "modeling_bag.BagForSequenceClassification",
+        },
+        "vocab_size": words,
+        "width": 16,
+        **{key: labels[key] for key in ("id2label", "label2id")},
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    rng = np.random.default_rng(0)
+    shapes = {
+        "bag.words.weight": (words, 16),
+        "hidden.weight": (16, 16),
+        "hidden.bias": (16,),
+        "classifier.weight": (3, 16),
+        "classifier.bias": (3,),
+    }
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _make_own_bert(folder: Path) -> None:
+    shutil.copy(OWN_CODE / "modeling_own_bert.py", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_own_bert.OwnBert"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 @dataclass
 class Driver:
     """Makes runs in forked processes, some of which meet a fault: see ``fault_driver.py``."""

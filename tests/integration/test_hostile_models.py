@@ -197,6 +197,99 @@ def test_a_hub_id_when_offline(refusals, monkeypatch) -> None:
     refusals.of("models", "neither a folder here nor a hub id", ("run", recipe, "--out", refusals.out))
 
 
+# Code of the model's author
+
+
+def code(name: str, text: str) -> Change:
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+def mapped(**entries: Any) -> Change:
+    def change(folder: Path) -> None:
+        plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        plain["auto_map"] |= entries
+        (folder / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+
+    return change
+
+
+def classes(entry: Any) -> Change:
+    return mapped(AutoModelForSequenceClassification=entry)
+
+
+NAMED: dict[str, tuple[Change, str, int]] = {
+    "a file that is not there": (classes("absent.Model"), "is not there", 2),
+    "an import that is not there": (lambda folder: (folder / "pooling.py").unlink(), "is not there", 2),
+    "a file outside": (outside("pooling.py"), "leads outside its folder", 2),
+    "a name that leads outside": (classes("../evil.Model"), "something other than a class", 2),
+    "another repository": (classes("someone/else--modeling.Model"), "code of another repository", 2),
+    "a tokenizer of another repository": (mapped(AutoTokenizer=["a/b--c.T", None]), "code of another repository", 2),
+    "an import from outside": (code("pooling.py", "from ..evil import Mean"), "imports from outside its folder", 2),
+    "no class for texts": (
+        edit("config.json", auto_map={"AutoModel": "modeling_bag.Bag"}),
+        "no class that classifies",
+        2,
+    ),
+    "a structure of a known family": (put("structure.json", b"{}"), "has code of its own and a structure.json", 2),
+    "a map that is none": (edit("config.json", auto_map=3), "something other than a class", 2),
+    "a class of another kind": (classes("pooling.Mean"), "does not define the class", 2),
+    "a class that is not there": (classes("modeling_bag.Nothing"), "does not define the class", 2),
+    "a class from elsewhere": (
+        both(
+            code("modeling_bag.py", "from transformers import BertForSequenceClassification as Bert"),
+            classes("modeling_bag.Bert"),
+        ),
+        "does not define the class",
+        2,
+    ),
+    "no Python": (code("pooling.py", "def"), "is no Python", 2),
+    "NUL bytes": (put("pooling.py", b"a\0b"), "is no Python", 2),
+    "a deep expression": (code("pooling.py", "(" * 5000 + ")" * 5000), "is no Python", 2),
+    "a large file": (code("pooling.py", "#" * (2**20 + 1)), "is too large", 2),
+    "code that raises": (code("pooling.py", "raise RuntimeError('no')"), "RuntimeError: no", 2),
+    "code that exits": (code("pooling.py", "import sys\nsys.exit(0)"), "SystemExit: 0", 2),
+    "code that lacks a package": (code("pooling.py", "import einops_of_nobody"), "einops_of_nobody", 3),
+    "code that fails on a text": (
+        code("pooling.py", "from torch import nn\nclass Mean(nn.Module):\n  def forward(self, *a): return 1 / 0"),
+        "ZeroDivisionError",
+        2,
+    ),
+    "weights of other sizes": (edit("config.json", width=8), "do not fit config.json", 2),
+    "nan": (weight(float("nan")), "not finite", 2),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_models_whose_code_is_named(refusals, own_code, tmp_path, case: str) -> None:
+    change, phrase, exit_code = NAMED[case]
+    folder = Path(shutil.copytree(own_code("bag"), tmp_path / "model"))
+    change(folder)
+    recipe = refusals.lab.recipe("hostile", [{"export": {}}], model=str(folder), trust_remote_code=str(folder))
+    verbs = ("validate", recipe), ("run", recipe, "--out", refusals.out)
+    refusals.of("models with code", phrase, *verbs, code=exit_code)
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        (True, "not a yes"),
+        ("true", "not a yes"),
+        (1, "not a yes"),
+        (["${MODEL}"], "not a yes"),
+        ("", "not a yes"),
+        ("other/model", "names another model"),
+        ("${MODEL}", "names another model"),
+        ("~", "names another model"),
+        (None, "needs remote code"),
+    ],
+)
+def test_names_that_trust_nobody(refusals, own_code, name: Any, phrase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is none: whoever sets the environment would decide whose code runs."""
+    monkeypatch.setenv("MODEL", str(own_code("bag")))
+    changes = {"model": "${MODEL}", "trust_remote_code": name}
+    refusals.of_recipe("models with code", phrase, refusals.lab.recipe("hostile", [{"export": {}}], **changes))
+
+
 # ONNX
 
 

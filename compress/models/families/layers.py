@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.errors import ModelError
 from compress.models.families.catalogue import Family, family_of
+from compress.models.remote_code import AUTO_MAP, code_of
 
 if TYPE_CHECKING:
     from torch.nn import Linear, Module
@@ -126,8 +127,10 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
     """Read the sizes of an encoder from its config.json.
 
     Raises:
-        ModelError: the model_type is not supported, or a size is missing or is none.
+        ModelError: the model_type is not supported, or a size is missing or is none; or the model has code of its own.
     """
+    if AUTO_MAP in config:
+        raise _parts_unknown(str(config.get("model_type")))
     family = family_of(str(config.get("model_type")))
     positions = ("image_size", "patch_size") if family.image_tokens else ("max_position_embeddings",)
     keys = (family.layers_key, family.hidden_key, family.heads_key, family.neurons_key)
@@ -184,18 +187,33 @@ def patches(config: Mapping[str, Any]) -> int:
 
 def layer_list(model: PreTrainedModel) -> Any:
     """Return the ``ModuleList`` of encoder layers of a model, with or without a head."""
-    return find_module(model.base_model, family_of(model.config.model_type).layers)
+    return find_module(model.base_model, _family(model).layers)
 
 
 def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """Return the encoder layers of a model by role, first to last.
 
     Raises:
-        ModelError: the model_type is not supported.
+        ModelError: the model_type is not supported, or the model has code of its own.
     """
-    family = family_of(model.config.model_type)
+    family = _family(model)
     head_size = dimensions(model.config.to_dict()).head_size
     return [EncoderLayer(layer, head_size, family) for layer in layer_list(model)]
+
+
+def _family(model: PreTrainedModel) -> Family:
+    """Return the family of a model; what its author's own code calls "bert" need not have BERT's parts."""
+    if code_of(model) is not None:
+        raise _parts_unknown(str(model.config.model_type))
+    return family_of(model.config.model_type)
+
+
+def _parts_unknown(model_type: str) -> ModelError:
+    return ModelError(
+        "The parts of this model are its author's own, and nothing is known of them.",
+        value=f"model_type {model_type!r}, with code of its own",
+        fix="Leave out what asks for layers, heads or neurons; logits can be imitated, and its ONNX form quantized.",
+    )
 
 
 def find_module(root: Any, path: str) -> Any:

@@ -3,69 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import subprocess
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
+import yaml
 from pydantic import BaseModel
 
 import compress
-from compress import errors
+from compress import artifact, errors
 from compress.artifact import Artifact, Manifest, PassRecord, create_artifact, open_artifact
 from compress.bench.settings import MeasureSettings
 from compress.cli.app import app
 from compress.data.config import DataConfig, Source
 from compress.data.splits import TaskData
+from compress.kit import writing
+from compress.models.structure import Structure
 from compress.passes.base import Context, ModelInfo, Pass
+from compress.pipeline.outcomes import Outcomes
 from compress.pipeline.planning import make_plan
 from compress.recipe import GateRule, Recipe, RunConfig, Step, parse_recipe
+from compress.report import model as report_model
 from compress.runtimes.target import Target, builtin_targets, parse_target
-from compress.store import Store
+from compress.store import Store, entries
 from compress.tasks.text_classification import TextClassification
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(
-    r"(?:<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
-)
 TASK = TextClassification(("bad", "fine", "good"), max_length=32)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: where it stands, its language, its text, and the comment right above it."""
-
-    page: Path
-    line: int
-    kind: str
-    marker: str
-    text: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
-
-
-def blocks(*kinds: str) -> list[Any]:
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in FENCE.finditer(text):
-            if match["kind"] in kinds:
-                line = text.count("\n", 0, match.start("text"))
-                found.append(Block(page, line, match["kind"], match["marker"] or "", match["text"]))
-    return [pytest.param(block, id=block.name) for block in found]
-
-
-def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -101,86 +77,156 @@ def ship(
     return put
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs(block: Block, ship: Callable[[str], None]) -> None:
+def test_python_runs(python_block: Any, ship: Callable[[str], None]) -> None:
     kinds = {"": None, "needs: artifact": "onnx", "needs: torch artifact": "torch"}
-    assert block.marker in kinds, f"one of: {', '.join(map(repr, kinds))}"
-    kind = kinds[block.marker]
+    if python_block.not_run:
+        compile(python_block.text, python_block.name, "exec")
+        return
+    if python_block.marker == "at the desk":
+        return  # test_docs_commands runs it behind the commands above it
+    assert python_block.marker in kinds, f"one of: {', '.join(map(repr, kinds))}, 'at the desk' or 'not run: REASON'"
+    kind = kinds[python_block.marker]
     if kind is not None:
         ship(kind)
-    run_block(block)
+    run_block(python_block)
 
 
-def run_block(block: Block) -> dict[str, Any]:
+def run_block(block: Any) -> dict[str, Any]:
     space: dict[str, Any] = {"__name__": "example"}
     padding = "\n" * block.line  # errors name the line of the page
     exec(compile(padding + block.text, str(block.page), "exec"), space)
     return space
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
 def test_yaml_is_a_recipe_that_can_be_planned_or_a_target(
-    block: Block, place: Path, tiny_classifier: Callable[..., Path]
+    yaml_block: Any, place: Path, tiny_classifier: Callable[..., Path]
 ) -> None:
-    if block.marker == "target":
-        assert parse_target(block.text, block.name).name
+    if yaml_block.marker == "target":
+        assert parse_target(yaml_block.text, yaml_block.name).name
         return
-    assert block.marker == ""
+    if yaml_block.marker == "parsed only":
+        assert all(part is not None for part in yaml.safe_load_all(yaml_block.text))
+        return
+    assert yaml_block.marker == ""
     for split in ("train", "validation", "test"):
         (place / f"{split}.csv").write_text("text,label\nit was fine,fine\n", encoding="utf-8")
-    recipe = parse_recipe(block.text, variables=[f"MODEL={tiny_classifier('bert')}", f"DATA={place}"])
+    recipe = parse_recipe(yaml_block.text, variables=[f"MODEL={tiny_classifier('bert')}", f"DATA={place}"])
     assert make_plan(recipe).leaves
 
 
-def commands() -> Iterator[Any]:
-    for parameter in blocks("console", "sh", "bash", ""):
-        block = parameter.values[0]
-        for number, line in enumerate(block.text.splitlines(), block.line + 1):
-            if line.startswith(("mcompress ", "make ")):
-                yield pytest.param(line, id=f"{block.page.name}:{number}")
+def test_data_can_be_parsed(data_block: Any, tmp_path: Path) -> None:
+    if data_block.kind == "json":
+        json.loads(data_block.text)
+    elif data_block.kind == "toml":
+        tomllib.loads(data_block.text)
+    elif node := shutil.which("node"):
+        (tmp_path / "block.mjs").write_text(data_block.text, encoding="utf-8")
+        checked = subprocess.run([node, "--check", tmp_path / "block.mjs"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize("line", list(commands()))
-def test_commands_exist_with_their_options(line: str) -> None:
-    program, *words = shlex.split(line, comments=True)
+def test_commands_exist_with_their_options(command: str) -> None:
+    program, *words = shlex.split(command, comments=True)
     if program == "make":
         goals = {word for word in words if "=" not in word}
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert goals <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    if program != "mcompress":
         return
-    tree = typer.main.get_command(app)
-    assert words[0] in tree.commands or words[0] in {"--help", "--version"}  # type: ignore[attr-defined]
-    if words[0] in tree.commands:  # type: ignore[attr-defined]
+    words = words[: words.index(">")] if ">" in words else words
+    tree: Any = typer.main.get_command(app)
+    assert words[0] in tree.commands or words[0] in {"--help", "--version"}
+    if words[0] in tree.commands:
         if "--help" in words:
             words.remove("--help")
-        tree.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+        tree.commands[words[0]].make_context(words[0], words[1:])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
-def test_links_lead_somewhere(page: Path) -> None:
+def test_every_block_is_tested_or_says_why_not(
+    every_block: list[Any], record_testsuite_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also say how many blocks there are of each kind, and how many of them run."""
+    tested = {"python": "run", "yaml": "planned", "sh": "run", "console": "run"}
+    tested |= dict.fromkeys(("json", "toml", "js"), "parsed") | {"text": "shown"}
+    counts: Counter[str] = Counter()
+    for block in every_block:
+        assert block.not_run or block.kind in tested, f"{block.name}: a language, or <!-- not run: REASON -->"
+        assert block.kind != "text" or "\nmcompress " not in f"\n{block.text}", f"{block.name}: a command is no text"
+        counts[f"{block.kind}, {'not run' if block.not_run else tested[block.kind]}"] += 1
+    assert counts["sh, run"] + counts["console, run"] > counts["sh, not run"] + counts["console, not run"]
+    summary = "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
+    record_testsuite_property("blocks of the documents", summary)
+    with capsys.disabled():
+        print(f"\nblocks of the documents: {summary}")
+
+
+def test_links_lead_somewhere(each_page: Any) -> None:
     broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for link in each_page.links:
         if "://" in link or link.startswith("mailto:"):
             continue
         path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        target = (each_page.path.parent / path).resolve() if path else each_page.path
+        if not target.exists() or (anchor and anchor not in anchors(replace(each_page, path=target).headings)):
             broken.append(link)
     assert broken == []
 
 
-def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def anchors(headings: list[tuple[int, str]]) -> set[str]:
+    """Return the anchors of headings, as GitHub makes them: letters of any script stay, punctuation goes."""
+    found: set[str] = set()
+    for _, heading in headings:
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link its text
+        anchor = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+        found.add(next(name for n in count() if (name := f"{anchor}-{n}" if n else anchor) not in found))
+    return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
-def test_pages_name_no_place_of_one_machine(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_anchors_are_those_of_github() -> None:
+    headings = [(2, "你的模型"), (2, "门限：通过、未决"), (3, "`a_b` & C"), (2, "你的模型")]
+    assert anchors(headings) == {"你的模型", "门限通过未决", "a_b--c", "你的模型-1"}
+
+
+def test_pages_name_no_place_of_one_machine(each_page: Any) -> None:
     for sign in ("/home/", "/root/", "/Users/", "C:\\"):
-        assert sign not in text
-    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+        assert sign not in each_page.text
+    assert [line for line in each_page.text.splitlines() if line != line.rstrip()] == []
+
+
+def test_quotes_of_the_worked_example_stand_in_its_report() -> None:
+    report = (ROOT / "reports" / "sst2-stages" / "report.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "read.md").read_text(encoding="utf-8")
+    quotes = re.findall(r"^> (?:- )?(.+)$", guide, re.MULTILINE)
+    quotes += [line for line in guide.splitlines() if re.match(r"\| (\*\*)?(dense|pruned)-int8", line)]
+    assert len(quotes) == 7
+    assert [quote for quote in quotes if quote not in report] == []
+    figures = set(re.findall(r"\d+\.\d\d(?:x \[[^]]*\])?", guide)) - {"1.00"}
+    assert [figure for figure in figures if figure not in report] == []
+
+
+def test_the_translation_keeps_step(pages: dict[str, Any]) -> None:
+    """Both READMEs: as many headings of each level, equal code but for comments, equal numbers, equal links."""
+    english, chinese = pages["README.md"], pages["README.zh-CN.md"]
+    assert [level for level, _ in english.headings] == [level for level, _ in chinese.headings]
+    assert [(it.kind, code_of(it)) for it in english.blocks()] == [(it.kind, code_of(it)) for it in chinese.blocks()]
+    rows = [
+        [re.findall(r"[\d.,+-]*\d", line) for line in it.prose.splitlines() if line[:1] == "|"]
+        for it in (english, chinese)
+    ]
+    assert rows[0] == rows[1]
+    own = ({"README.zh-CN.md"}, {"README.md"})
+    links = [
+        Counter(it for it in page.links if it not in mine) for page, mine in zip((english, chinese), own, strict=True)
+    ]
+    assert links[0] == links[1]
+    figures = [Counter(re.findall(r"\d+(?:\.\d+)?", page.prose.replace(",", ""))) for page in (english, chinese)]
+    assert {it for it in figures[0] if "." in it} == {it for it in figures[1] if "." in it}
+
+
+def code_of(block: Any) -> list[str]:
+    """Return the lines of a block without comments, and of a drawing what stands before two spaces or more."""
+    cut = r"(?<=\S)\s{2,}\S.*$|^\s{20,}\S.*$" if block.kind == "text" else r"\s*# .*$"
+    return [line for line in (re.sub(cut, "", line) for line in block.text.splitlines()) if line.strip()]
 
 
 def test_passes_page_is_current() -> None:
@@ -247,6 +293,21 @@ def test_python_page_names_the_whole_interface() -> None:
     assert set(compress.__all__) <= names
 
 
+def test_guarantees_name_the_versions_that_the_code_writes() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    found = {
+        name.strip("`"): int(now) for name, now in re.findall(r"^\| (`\S+`|entries)[^|]*\| (\d)", text, re.MULTILINE)
+    }
+    assert found == {
+        "report.json": report_model.SCHEMA,
+        "artifact.json": artifact.SCHEMA,
+        "structure.json": Structure.model_fields["schema_version"].default,
+        "outcomes.json": Outcomes.model_fields["schema_version"].default,
+        "entries": entries.FORMAT,
+    }
+    assert found["outcomes.json"] == writing.SCHEMA, "the same row"
+
+
 def test_error_and_exit_code_tables_are_right() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w+Error`.*?) \| (\d) \|", text, re.MULTILINE)
@@ -260,12 +321,12 @@ def test_error_and_exit_code_tables_are_right() -> None:
 
 
 def test_the_pass_that_contributing_shows_keeps_the_contract(
-    tiny_exported: Callable[..., Artifact], place: Path
+    tiny_exported: Callable[..., Artifact], place: Path, every_block: list[Any]
 ) -> None:
     import onnx
 
     source = tiny_exported("bert")
-    (block,) = (p.values[0] for p in blocks("python") if p.values[0].page.name == "CONTRIBUTING.md")
+    (block,) = (it for it in every_block if it.page.name == "CONTRIBUTING.md" and it.kind == "python")
     round_weights: type[Pass] = run_block(block)["RoundWeights"]
     pass_, config = round_weights(), round_weights.Config(bits=10)
     for part in ("out", "scratch", "checkpoint"):
