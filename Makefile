@@ -14,10 +14,10 @@ EXTRAS ?= cpu,tensorrt-rtx
 demo: $(VENV)/.ready
 	$(BIN)/mcompress run demo --out $(DEMO_OUT)
 
-test: $(VENV)/.ready-dev
+test: $(VENV)/.ready-dev $(VENV)/.ready-serving
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.ready-dev
+test-all: $(VENV)/.ready-dev $(VENV)/.ready-serving
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.ready-dev
@@ -42,6 +42,12 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[$(EXTRAS),loadgen,openvino,vision,tensorboard]" --group dev
+	touch $@
+
+# The server of `export --layout kserve` needs other versions of psutil, pandas and protobuf than we do.
+$(VENV)/.ready-serving: $(VENV)/.torch compress/shipping/serving/templates/constraints.txt
+	$(PYTHON) -m venv $(VENV)/serving
+	$(VENV)/serving/bin/python -m pip install --quiet -r compress/shipping/serving/templates/constraints.txt
 	touch $@
 
 clean:

@@ -76,5 +76,7 @@ for _name, _class in {
     "onnxruntime": "onnx_files:OnnxruntimeLayout",
     "transformers.js": "onnx_files:TransformersJsLayout",
     "openvino": "openvino_ir:OpenvinoLayout",
+    "kserve": "serving.kserve:KserveLayout",
+    "triton": "serving.triton:TritonLayout",
 }.items():
     layouts.register(_name, f"compress.shipping.{_class}")

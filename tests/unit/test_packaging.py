@@ -47,7 +47,9 @@ def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
     files = {path.relative_to(ROOT).as_posix() for path in package.rglob("*") if path.is_file()}
     files = {name for name in files if "__pycache__" not in name}
     assert files == {name for name in wheel.namelist() if name.startswith("compress/")}
-    assert {path.suffix for path in map(Path, files)} == {".css", ".j2", ".js", ".md", ".npz", ".py", ".typed", ".yaml"}
+    of_bundles = {".Dockerfile", ".pbtxt", ".sh", ".txt"}
+    known = {".css", ".j2", ".js", ".md", ".npz", ".py", ".typed", ".yaml"} | of_bundles
+    assert {path.suffix for path in map(Path, files)} == known
     assert {"compress/py.typed", "compress/recipes/demo.yaml", "compress/targets/ort-cpu-1t.yaml"} <= files
     assert {"compress/report/templates/report.css", "compress/report/templates/report.html.j2"} <= files
 
