@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports to its makers otherwise
 HERE = Path(__file__).resolve().parent
 BACKENDS = {
     "onnxruntime": ("onnxruntime",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ def why_no_onnxruntime() -> str:
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
-    """Import ONNX Runtime, or a module of it.
+    """Import ONNX Runtime, or a module of it, which then reports nothing to its makers unless the user lets it.
 
     Raises:
         MissingCapabilityError: it is not installed, or two distributions of it are.
@@ -48,6 +49,7 @@ def import_onnxruntime(module: str = "onnxruntime") -> Any:
             value=reason,
             fix="Install one of the extras, never both: mcompress[cpu] or mcompress[gpu].",
         )
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_module(module)
 
 

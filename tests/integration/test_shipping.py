@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,21 @@ def test_a_damaged_sibling_is_left_out_and_said_so(ran, tmp_path) -> None:
     shown = call("export", f"{copy}:int8", tmp_path / "out", "--layout", "onnxruntime").stdout
     assert "left out: fp16: The file 'model.onnx' of an artifact is missing or was changed" in " ".join(shown.split())
     assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {"model.onnx", "model_quantized.onnx"}
+
+
+def test_nothing_that_opens_a_model_lets_onnx_runtime_report_to_its_makers(shipped, tmp_path) -> None:
+    folder = shipped("artifact")
+    plain = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    asks = {
+        "verify": [str(folder / "verify.py")],
+        "load": ["-c", "import sys, compress; compress.load(sys.argv[1], threads=1)('fine')", str(folder)],
+    }
+    for name, words in asks.items():
+        home = tmp_path / name
+        home.mkdir()
+        places = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "MCOMPRESS_HOME": str(home / "store")}
+        subprocess.run([sys.executable, *words], env=plain | places, check=True, capture_output=True, timeout=120)
+        assert [path.name for path in home.rglob("*") if "Microsoft" in path.parts] == []
 
 
 def test_verify_says_what_it_could_not_run(shipped, tmp_path) -> None:
