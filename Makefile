@@ -8,6 +8,9 @@ TORCH_INDEX ?=
 TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps "$$(grep ^torch== constraints.txt)",-c constraints.txt torch)
 DEMO_OUT ?= runs/demo
 EXTRAS ?= cpu,tensorrt-rtx
+JOBS ?= 2
+# A file's tests share what they made; the files with the long ones come first, as they are named.
+SPREAD = --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check setup setup-dev clean
 
@@ -15,10 +18,10 @@ demo: $(VENV)/.ready
 	$(BIN)/mcompress run demo --out $(DEMO_OUT)
 
 test: $(VENV)/.ready-dev $(VENV)/.ready-serving
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) $(SPREAD)
 
 test-all: $(VENV)/.ready-dev $(VENV)/.ready-serving
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) $(SPREAD)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

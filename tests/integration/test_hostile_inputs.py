@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from compress.pipeline.folder import RunRecord, save
+
 Change = Callable[[Path], object]
 
 
@@ -240,10 +242,11 @@ def test_reports(refusals, tmp_path, change: Change, phrase: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(EXAMPLE, run / "report.json")
+    save(run, RunRecord(name="example", recipe_digest="0" * 64))
     change(run)
     words = ("report", run), ("compare", run, run), ("export", run, tmp_path / "out")
     refusals.of("reports", phrase, *words)
-    assert sorted(path.name for path in run.iterdir()) == ["report.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["report.json", "run.json"]
     assert not (tmp_path / "out").exists()
 
 
@@ -270,8 +273,9 @@ def test_files_that_may_not_be_read(refusals, tmp_path) -> None:
     (tmp_path / "secret.csv").chmod(0)
     shutil.copy(refusals.lab.recipe("plain", [{"export": {}}]), tmp_path / "secret.yaml")
     (tmp_path / "secret.yaml").chmod(0)
-    for place in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders, which are its user's alone
-        place.chmod(0o755)
+    for place in (tmp_path, *tmp_path.parents):
+        if "pytest" in place.as_posix():  # its own folders, which are its user's alone
+            place.chmod(0o755)
     from compress.data.formats import read_table
     from compress.errors import DataError, RecipeError
     from compress.recipe import load_recipe

@@ -289,7 +289,7 @@ def test_openvino_names_the_operators_that_it_does_not_know(tmp_path: Path) -> N
     import onnx
     import openvino as ov
 
-    from compress.runtimes.openvino import _read
+    from compress.runtimes.openvino import read_model
 
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     node = onnx.helper.make_node("Wonder", ["x"], ["y"], domain="com.example")
@@ -297,4 +297,4 @@ def test_openvino_names_the_operators_that_it_does_not_know(tmp_path: Path) -> N
     graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "model.onnx")
     with pytest.raises(ModelError, match=r"com\.example\.Wonder"):
-        _read(ov.Core(), tmp_path / "model.onnx")
+        read_model(ov.Core(), tmp_path / "model.onnx")
