@@ -7,6 +7,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from compress.shipping.serving.kserve import memory_request, pinned
 from compress.shipping.serving.server.batching import Batcher, Busy
 from compress.shipping.serving.server.encoding import BadRequest, Encoder
 from compress.shipping.serving.server.settings import BadSettings, read_settings
-from compress.shipping.serving.sizing import batch_matters, find_sizing, served_name
-from compress.shipping.serving.triton import TritonLayout
+from compress.shipping.serving.sizing import Sizing, batch_matters, find_sizing, served_name
+from compress.shipping.serving.triton import TritonLayout, model_config
 from compress.shipping.shipment import Shipment
 
 ROOT = Path(__file__).parents[2]
@@ -248,3 +249,13 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, text: str, reas
     assert read_settings(tmp_path / "good.json", batch=4).batch == 4
     with pytest.raises(BadSettings, match="batch is -1"):
         read_settings(tmp_path / "good.json", batch=-1)
+
+
+def test_where_one_at_a_time_was_fastest_triton_makes_no_batches_and_takes_those_of_clients(tiny_onnx) -> None:
+    graph = tiny_onnx().manifest.graphs["model"]
+    sizing = Sizing(1, 8, 1, 1, 50.0, None, "measured", "not measured")
+    text = model_config("name", graph, sizing, sizing.largest, engine=False)
+    assert "max_batch_size: 8" in text
+    assert "dynamic_batching {" not in text
+    faster = model_config("name", graph, replace(sizing, batch=4), sizing.largest, engine=False)
+    assert "dynamic_batching { preferred_batch_size: [ 4 ], max_queue_delay_microseconds: 8000 }" in faster

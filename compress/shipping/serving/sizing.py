@@ -21,7 +21,8 @@ class Sizing:
     """What is known of a model under load.
 
     Attributes:
-        batch: examples that run together at most.
+        batch: examples that run together, the fastest that was measured.
+        largest: examples of the largest batch that was measured.
         streams: batches at once.
         threads: of the processor; None = every core, or not measured.
         per_s: examples a second at this batch; None = not measured.
@@ -30,6 +31,7 @@ class Sizing:
     """
 
     batch: int
+    largest: int
     streams: int
     threads: int | None
     per_s: float | None
@@ -56,7 +58,7 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
     found = next(_rows(shipment, set(runtimes), device), None)
     if found is None:
         nothing = f"no report with a measurement on a {'CPU' if device == 'cpu' else 'GPU'}"
-        return Sizing(1, 1, None, None, None, why_alone if alone else nothing, nothing)
+        return Sizing(1, 1, 1, None, None, None, why_alone if alone else nothing, nothing)
     row, target, report = found
     place = f"{row.step} on {row.target}"
     cores = (target.environment or report.environment).cores
@@ -73,6 +75,7 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
         source = f"{why_alone}; {place}: {rate}" if alone else f"{place}: the fastest of the sweep, {rate}"
     return Sizing(
         point.batch if point else 1,
+        1 if alone else max((each.batch for each in row.throughputs), default=point.batch if point else 1),
         point.streams if point else 1,
         target.threads or cores,
         point.per_s if point else None,

@@ -40,7 +40,7 @@ class TritonLayout(Layout):
         alone = not engine and batch_matters(source.file())
         runtimes, device = (["tensorrt"], "cuda") if engine else (["onnxruntime"], "cpu")
         sizing = find_sizing(shipment, runtimes, device, alone=alone)
-        most = _largest(read_record(source, "model")) if engine else sizing.batch
+        most = _largest(read_record(source, "model")) if engine else sizing.largest
         texts = graph.inputs[0].name == "input_ids"
         places = _places(source.manifest.files, graph.file, name)
         for file, place in places.items():
@@ -48,7 +48,7 @@ class TritonLayout(Layout):
             shutil.copyfile(source.path / file, out / place)
         made = derive(source, out, tuple(places.values()), layout=self.name, graph=places[graph.file])
         models, labels = out / "models", [str(label) for label in source.manifest.task["labels"]]
-        _write(models / name / "config.pbtxt", _config(name, graph, sizing, most, engine))
+        _write(models / name / "config.pbtxt", model_config(name, graph, sizing, most, engine=engine))
         if labels:
             _write(models / name / "labels.txt", _lines(labels))
         if texts:
@@ -129,11 +129,15 @@ def _largest(record: PlanRecord | None) -> int:
     return min(next(iter(shape["max"])) for shape in record.profiles[0].values())
 
 
-def _config(name: str, graph: Graph, sizing: Sizing, most: int, engine: bool) -> str:
-    batching = ""
-    if most > 1:
-        preferred = f"preferred_batch_size: [ {min(sizing.batch, most)} ], " if sizing.batch > 1 else ""
-        delay = (sizing.batch_us or 0) // _SHARE_OF_A_BATCH
+def model_config(name: str, graph: Graph, sizing: Sizing, most: int, *, engine: bool) -> str:
+    """Return ``config.pbtxt`` of the model itself; ``most`` examples are the largest batch that it takes."""
+    best, delay = min(sizing.batch, most), (sizing.batch_us or 0) // _SHARE_OF_A_BATCH
+    if most == 1:
+        batching = ""
+    elif best == 1 and sizing.per_s:
+        batching = "# No dynamic_batching: one at a time was fastest. Batches that a client makes run as they come.\n"
+    else:
+        preferred = f"preferred_batch_size: [ {best} ], " if best > 1 else ""
         batching = (
             f"# A request waits for company at most 1/{_SHARE_OF_A_BATCH} of the time of the best batch.\n"
             f"dynamic_batching {{ {preferred}max_queue_delay_microseconds: {delay} }}\n"
