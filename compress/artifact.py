@@ -21,7 +21,7 @@ from compress.reading import Unreadable, local_path, read_json
 
 Kind = Literal["torch", "onnx", "openvino", "tensorrt", "executorch"]
 MANIFEST = "artifact.json"
-_NAMED = re.compile(r"artifact(\.[\w-]+)?\.json")
+_NAMED = re.compile(r"artifact(\.[\w.-]+)?\.json")
 SCHEMA = 1
 LARGEST_MANIFEST = 256 * 2**20
 """Bytes; golden images take a few million."""
@@ -107,7 +107,8 @@ class Manifest(_Frozen):
         for name in files:
             path = PurePosixPath(name)
             outside = path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name
-            if outside or "\\" in name or path.as_posix() != name or name in (".", MANIFEST):
+            odd = "\\" in name or not name.isprintable() or path.as_posix() != name
+            if outside or odd or name in (".", MANIFEST):
                 raise ValueError(f"{name!r} is no name of a file inside the artifact")
         return files
 
@@ -116,6 +117,10 @@ class Manifest(_Frozen):
         for graph in self.graphs.values():
             if graph.file not in self.files:
                 raise ValueError(f"the graph's file {graph.file!r} is not among the files")
+        if "model" not in self.graphs or not self.graphs["model"].outputs:
+            raise ValueError("there is no graph `model` with an output")
+        if self.golden and self.graphs["model"].outputs[0].name not in self.golden.outputs:
+            raise ValueError("the golden outputs are not those of the graph `model`")
         return self
 
 
@@ -179,6 +184,11 @@ class Artifact:
                 )
 
 
+def is_manifest(name: str) -> bool:
+    """Say whether a file has the name of a manifest: ``artifact.json``, or ``artifact.fp16.json`` beside it."""
+    return _NAMED.fullmatch(name) is not None
+
+
 _WEIGHTS = {".safetensors", ".onnx", ".data", ".bin", ".xml", ".engine", ".plan", ".pte"}
 
 
@@ -212,7 +222,7 @@ def open_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
         raise ModelError(
             "The artifact cannot be read.", value=f"{path}: {error}", fix="Give the folder of an artifact."
         ) from error
-    source = path if _NAMED.fullmatch(path.name) and path.is_file() else path / MANIFEST
+    source = path if is_manifest(path.name) and path.is_file() else path / MANIFEST
     if not source.exists():
         raise ModelError(
             "This folder is not an mcompress artifact: it has no artifact.json.",

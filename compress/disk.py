@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from compress.errors import UsageError
+
 _PARTIAL = ".partial"
 
 
@@ -38,7 +40,12 @@ def make_folder(path: Path, fill: Callable[[Path], object]) -> None:
     Args:
         path: the folder.
         fill: makes the folder whose path it is given, and what is in it.
+
+    Raises:
+        UsageError: the path does not end in the name of a folder.
     """
+    if path.name in ("", ".."):
+        raise UsageError("The path does not end in the name of a folder.", value=path, fix="Name the folder itself.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     remove(partial)

@@ -66,7 +66,7 @@ def load(
     artifact = open_artifact(folder, verify=check)
     target = _target(artifact, runtime, device, provider, threads)
     task = task_from(artifact.manifest.task)
-    with trusting(_code_in(artifact) if trust_remote_code else ()):
+    with trusting(_code_in(artifact) if trust_remote_code is True else ()):
         session = _open(artifact, target)
     try:
         predictor = Predictor(artifact, task, session, target)
@@ -91,7 +91,7 @@ def load_model(folder: Path | str, *, trust_remote_code: bool = False) -> PreTra
     from compress.models.loading import load_torch
 
     artifact = open_artifact(folder)
-    with trusting(_code_in(artifact) if trust_remote_code else ()):
+    with trusting(_code_in(artifact) if trust_remote_code is True else ()):
         return load_torch(artifact.path, task_from(artifact.manifest.task))
 
 
@@ -162,7 +162,7 @@ class Predictor:
 
     def logits(self, examples: Any, *, batch_size: int = 1) -> np.ndarray:
         """Return raw outputs, (examples, labels) float32; for one example a single row. Arguments as for a call."""
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not hasattr(batch_size, "__index__") or batch_size is True or batch_size < 1:
             raise UsageError(
                 "`batch_size` is the number of examples that run together.", value=batch_size, fix="Give 1 or more."
             )
@@ -181,9 +181,15 @@ class Predictor:
         if golden is None:
             return
         dtypes = {spec.name: spec.dtype for graph in self.artifact.manifest.graphs.values() for spec in graph.inputs}
-        with self._call():
-            found = run_golden(golden.inputs, dtypes, self.artifact.traits, self._run)
-        if gap := difference(found, golden.outputs[self._output], self.artifact.traits):
+        try:
+            with self._call():
+                found = run_golden(golden.inputs, dtypes, self.artifact.traits, self._run)
+            gap = difference(found, golden.outputs[self._output], self.artifact.traits)
+        except (CompressError, MemoryError):
+            raise
+        except Exception as error:  # inputs that the model does not take, outputs that it does not have
+            gap = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if gap:
             raise IntegrityError(
                 "The artifact does not give its golden outputs on this machine.",
                 value=gap,

@@ -6,19 +6,25 @@ with transformers); Python 3.9 or newer. Reads nothing outside the folder and se
 is well, 1 something differs, 2 not such a folder, 3 the golden outputs could not be run. Made by mcompress, Apache-2.0.
 """
 
-from __future__ import annotations
+import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # that is the folder to be checked: nothing in it is imported
 
 import hashlib
 import importlib
 import importlib.util
 import json
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 SUMS = "SHA256SUMS"
+_MANIFEST = re.compile(r"artifact(\.[\w.-]+)?\.json")
+_DAMAGED = (OSError, ValueError, RuntimeError)
+"""What reading an odd folder may raise: names that no file can have, links in a circle, bytes that are no text."""
 _HALF = {"fp16": 2e-2, "bf16": 1e-1}
 """Trait -> share of the largest output by which golden outputs may differ: 8 bits round 8 times as coarsely as 11."""
 _LEAST_COSINE = 0.95
@@ -28,6 +34,13 @@ _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
+_STRICT = {
+    "local_files_only": True,
+    "trust_remote_code": False,
+    "use_safetensors": True,
+    "attn_implementation": "eager",
+}
+"""What a folder's config.json may not ask for: downloads, code, pickles, kernels of others."""
 Run = Callable[[Mapping[str, Any]], Any]
 """Input name -> array, to (n, labels) outputs."""
 
@@ -44,14 +57,14 @@ def verify(folder: Path, *, run: bool = True) -> dict[str, Any]:
         {"manifest", "kind", "traits", "problems", "golden", "golden_status"} for each manifest, whose status is ok,
         differs, missing (no runtime here), none (nothing recorded) or skipped.
     """
-    manifests = sorted(path.name for path in folder.glob("artifact*.json"))
+    manifests = sorted(path.name for path in folder.iterdir() if _MANIFEST.fullmatch(path.name) and path.is_file())
     return {"sums": _check_sums(folder), "artifacts": [_check_artifact(folder, name, run) for name in manifests]}
 
 
 def exit_code(record: Mapping[str, Any]) -> int:
     """Return 0, 1, 2 or 3, as the head of this file says."""
     artifacts = record["artifacts"]
-    if record["sums"] is None and not artifacts:
+    if not (record["sums"] or {"files": 0})["files"] and not artifacts:
         return 2
     problems = any(part["problems"] for part in (record["sums"] or {"problems": ()}, *artifacts))
     if problems or any(artifact["golden_status"] == "differs" for artifact in artifacts):
@@ -60,7 +73,12 @@ def exit_code(record: Mapping[str, Any]) -> int:
 
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the result for people."""
+    """Yield the result for people; nothing in a folder's names drives a terminal."""
+    for line in _lines(record):
+        yield "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     sums = record["sums"]
     if sums is not None:
         yield f"{SUMS}: {'FAILED' if sums['problems'] else 'ok'}, {sums['files']} files"
@@ -123,32 +141,40 @@ def run_golden(inputs: Mapping[str, Any], dtypes: Mapping[str, str], traits: fro
     return np.concatenate(outputs)
 
 
-def _check_sums(folder: Path) -> dict[str, Any] | None:
+def _check_sums(folder: Path) -> "dict[str, Any] | None":
     if not (folder / SUMS).is_file():
         return None
+    try:
+        text = (folder / SUMS).read_text(encoding="utf-8")
+    except _DAMAGED as error:
+        return {"files": 0, "problems": [f"{SUMS} cannot be read: {error}"], "unlisted": []}
     listed, problems = {}, []
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         digest, mark, name = line.partition("  ")
         if not mark or len(digest) != 64 or not name:
             problems.append(f"not a line of checksums: {line[:80]!r}")
         else:
             listed[name] = digest
+    if not listed:
+        problems.append(f"{SUMS} lists no file")
     problems += [problem for name in listed if (problem := _check_file(folder, name, listed[name]))]
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
-    hidden = {name for name in there if any(part == "__pycache__" for part in PurePosixPath(name).parts)}
-    return {"files": len(listed), "problems": problems, "unlisted": sorted(there - set(listed) - hidden)}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    there = {path.relative_to(folder).as_posix() for path in found} - {SUMS}
+    return {"files": len(listed), "problems": problems, "unlisted": sorted(there - set(listed))}
 
 
 def _check_file(folder: Path, name: str, digest: str) -> str:
-    path = folder / name
-    if ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(folder.resolve()):
-        return f"leads outside the folder: {name}"
-    if not path.is_file():
-        return f"missing: {name}"
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
+    path, found = folder / name, hashlib.sha256()
+    try:
+        if ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+            return f"leads outside the folder: {name}"
+        if not path.is_file():
+            return f"missing: {name}"
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+    except _DAMAGED as error:
+        return f"cannot be read: {name[:80]}: {error}"
     return "" if found.hexdigest() == digest else f"changed: {name}"
 
 
@@ -162,19 +188,29 @@ def _check_artifact(folder: Path, name: str, run: bool) -> dict[str, Any]:
         graph = manifest["graphs"]["model"]
         dtypes = {str(entry["name"]): str(entry["dtype"]) for entry in graph["inputs"]}
         file = str(graph["file"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, *_DAMAGED) as error:
         record["problems"] = [f"the manifest cannot be read: {type(error).__name__}: {error}"]
         return record
     record["problems"] = [problem for each, digest in files.items() if (problem := _check_file(folder, each, digest))]
     if file not in files:
         record["problems"].append(f"the graph's file is not among the files: {file}")
     if run and not record["problems"]:  # what was changed is not opened
-        record["golden_status"], record["golden"] = _check_golden(folder, manifest, file, dtypes)
+        traits = frozenset(record["traits"])
+        record["golden_status"], record["golden"] = _check_golden(
+            folder, manifest, record["kind"], traits, file, dtypes
+        )
     return record
 
 
-def _check_golden(folder: Path, manifest: Mapping[str, Any], file: str, dtypes: dict[str, str]) -> tuple[str, str]:
-    kind, golden, traits = manifest["kind"], manifest.get("golden"), frozenset(manifest["traits"])
+def _check_golden(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    kind: str,
+    traits: frozenset[str],
+    file: str,
+    dtypes: dict[str, str],
+) -> tuple[str, str]:
+    golden = manifest.get("golden")
     if golden is None:
         return "none", "none on record"
     if "custom-code" in traits:
@@ -234,7 +270,7 @@ def _open_transformers(folder: Path, file: str, task: str, output: str) -> Run:
     else:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         auto = getattr(transformers, _AUTO.get(task) or config["architectures"][0])  # the task may be a plug-in's
-        model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+        model = auto.from_pretrained(folder, **_STRICT, dtype=torch.float32)
     model = model.eval()
 
     def run(batch: Mapping[str, Any]) -> Any:

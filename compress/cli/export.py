@@ -27,6 +27,7 @@ def export(
     """
     from dataclasses import asdict
 
+    from compress.report.visible import visible
     from compress.shipping.layouts import layouts
     from compress.shipping.shipment import open_shipment
     from compress.shipping.writing import ship
@@ -39,7 +40,7 @@ def export(
         print_json(asdict(shipped) | {"path": str(shipped.path), "variants": variants})
         return
     for line in _lines(shipped):
-        print(line)
+        print(visible(line))
 
 
 def _lines(shipped: Shipped) -> list[str]:

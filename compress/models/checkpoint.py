@@ -13,7 +13,7 @@ from compress.errors import ModelError
 from compress.models.counting import planned_counts
 from compress.models.families import is_convolutional
 from compress.models.files import model_files
-from compress.models.loading import CONFIG, WEIGHTS, read_config
+from compress.models.loading import CONFIG, WEIGHTS, read_config, refuse_foreign_parts
 from compress.models.remote_code import AUTO_MAP, read_code, refuse_code
 from compress.models.structure import STRUCTURE
 from compress.reading import Unreadable, parse_json, read_json
@@ -24,8 +24,6 @@ LARGEST_HEADER = 16 * 2**20
 
 _SAVE_AGAIN = "Save the model again with `save_pretrained`; do not mix files of two models."
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_OWN_ATTENTION = (None, "eager", "sdpa")
-"""What Transformers computes itself; another name is a package, or a repository of code."""
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -69,21 +67,15 @@ def look_through(folder: Path, *, own_code: bool = False) -> dict[str, Any]:
             value=folder.name,
             fix="Give the model as its author has it.",
         )
-    _refuse_foreign_parts(folder, config)
+    refuse_foreign_parts(folder, config)
+    _refuse_what_is_no_float_model(folder, config)
     stored = _read_headers(folder, _weight_files(folder))
     if code is None:
         _refuse_sizes(folder, config, stored)
     return config
 
 
-def _refuse_foreign_parts(folder: Path, config: Mapping[str, Any]) -> None:
-    for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
-        if config.get(key) not in _OWN_ATTENTION:
-            raise ModelError(
-                "config.json asks for an implementation from elsewhere.",
-                value=f"{key}: {config[key]!r}",
-                fix="Remove the key from config.json.",
-            )
+def _refuse_what_is_no_float_model(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("quantization_config") is not None:
         raise ModelError(
             "The checkpoint is quantized already.",

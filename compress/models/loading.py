@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_OWN_ATTENTION = (None, "eager", "sdpa")
+"""What Transformers computes itself; another name is a package, or a repository of code."""
 COMPANIONS = (*TOKENIZER_FILES, PREPROCESSOR)
 """What travels with a model besides its weights and config.json: how its inputs are made."""
 
@@ -40,6 +42,7 @@ def load_torch(folder: Path, task: Task) -> PreTrainedModel:
         ModelError: a weight is missing, is left over or has another shape; or the model needs its author's code, and
             nobody has named it.
     """
+    refuse_foreign_parts(folder, read_config(folder))
     structure = Structure.read(folder)
     with quiet():
         model = _load_dense(folder, task) if structure is None else _load_resized(folder, structure)
@@ -117,6 +120,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError("config.json is not a JSON object.", value=folder.name, fix="Save the model again.")
     return config
+
+
+def refuse_foreign_parts(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config.json that asks for an implementation which Transformers would fetch from elsewhere.
+
+    Raises:
+        ModelError: it does.
+    """
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
+        if config.get(key) not in _OWN_ATTENTION:
+            raise ModelError(
+                "config.json asks for an implementation from elsewhere.",
+                value=f"{key}: {config[key]!r}",
+                fix="Remove the key from config.json.",
+            )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from compress.artifact import Artifact, open_artifact
 from compress.disk import write_atomically
 from compress.pipeline.folder import DELIVERABLES
-from compress.report.card import CARD_NAME, render_card
+from compress.report.card import CARD_NAME, Folder, render_card
 from compress.report.model import Report
 
 
@@ -18,8 +18,9 @@ def write_card(report: Report, step: str, artifact: Artifact) -> Path | None:
     """
     if CARD_NAME in artifact.manifest.files or step not in {made.id for made in report.steps}:
         return None
-    path = artifact.path / CARD_NAME
-    write_atomically(path, render_card(report, step, files=tuple(artifact.manifest.files)))
+    path, files = artifact.path / CARD_NAME, tuple(artifact.manifest.files)
+    folder = Folder(artifact.kind, artifact.manifest.graphs["model"].file, files)
+    write_atomically(path, render_card(report, step, folder))
     return path
 
 

@@ -14,7 +14,6 @@ from compress.report.model import Accuracy, Report, Row, Step
 
 CARD_NAME = "README.md"
 _LIBRARIES = {"torch": "transformers"}
-_OURS = 'import compress\npredictor = compress.load("FOLDER")  # any kind; checks every file'
 _VARIABLE = re.compile(r"^\$\{\w+\}/")
 _REDUCED = {"int8", "int4", "fp16", "bf16"}
 _CHANGED = {"pruned", "distilled", "finetuned", "factorized", "trimmed", "sparse24"}
@@ -60,52 +59,62 @@ class Variant(NamedTuple):
     size_bytes: int
 
 
-def render_card(
-    report: Report,
-    step: str,
-    *,
-    files: tuple[str, ...] = (),
-    loads: Sequence[Load] = (),
-    variants: Sequence[Variant] = (),
-    record: Sequence[str] = (),
-) -> str:
+class Folder(NamedTuple):
+    """A folder that a card is about.
+
+    Attributes:
+        kind: of the artifact in it.
+        graph: the file that holds the model.
+        files: of the artifact.
+        loads: how it is opened, where the layout is not the artifact's own.
+        variants: the models in the folder.
+        record: report and recipe that lie in it.
+    """
+
+    kind: str
+    graph: str
+    files: Sequence[str] = ()
+    loads: Sequence[Load] = ()
+    variants: Sequence[Variant] = ()
+    record: Sequence[str] = ()
+
+
+def render_card(report: Report, step: str, folder: Folder) -> str:
     """Return the card of the artifact that a step made.
 
     Args:
         report: of the run.
         step: its id.
-        files: names of the artifact's files; they decide which loaders open it.
-        loads: how it is opened, where the folder's layout is not the artifact's own.
-        variants: the models in the folder, where there are several.
-        record: report and recipe that lie in the folder.
+        folder: in which it lies.
     """
     made = next(candidate for candidate in report.steps if candidate.id == step)
     rows = [row for row in report.rows if row.step == step]
-    head = yaml.safe_dump(front_matter(report, made, rows), sort_keys=False, allow_unicode=True, width=100)
-    opening = list(map(_snippet, loads)) or [_load(report, made, files)]
-    if len(variants) > 1:
-        opening += ["## Files", _files(report, variants)]
-    if record:
-        opening += ["## On record", "\n".join(f"- [{name}]({name})" for name in record)]
-    return f"---\n{head}---\n\n" + "\n\n".join(_body(report, made, rows, opening)) + "\n"
+    head = yaml.safe_dump(front_matter(report, made, rows, folder.kind), sort_keys=False, allow_unicode=True, width=100)
+    loads = folder.loads or _usual_loads(folder.kind, report.subject.task, made.traits, folder.files, folder.graph)
+    opening = list(map(_snippet, loads))
+    if len(folder.variants) > 1:
+        opening += ["## Files", _files(report, folder.variants)]
+    if folder.record:
+        opening += ["## On record", "\n".join(f"- [{name}]({name})" for name in folder.record)]
+    return f"---\n{head}---\n\n" + "\n\n".join(_body(report, made, rows, folder.kind, opening)) + "\n"
 
 
-def render_plain_card(name: str, kind: str, task: str, loads: Sequence[Load], variants: Sequence[Variant]) -> str:
+def render_plain_card(name: str, task: str, traits: Sequence[str], folder: Folder) -> str:
     """Return the card of an artifact of which no report tells."""
     tag = {"pipeline_tag": task} if task in _AUTO else {}
-    head = yaml.safe_dump({**tag, "tags": ["mcompress", kind]}, sort_keys=False)
-    traits = "; ".join(_WORDS.get(trait, trait) for trait in variants[0].traits) if variants else ""
+    head = yaml.safe_dump({**tag, "tags": ["mcompress", folder.kind]}, sort_keys=False)
+    done = "; ".join(_WORDS.get(trait, trait) for trait in traits)
     parts = [
         f"# {text(name)}",
-        f"A model for {text(task)} as {text(kind)}, made by mcompress{': ' + text(traits) if traits else ''}. "
+        f"A model for {text(task)} as {text(folder.kind)}, made by mcompress{': ' + text(done) if done else ''}. "
         "No report came with it, so nothing is said here of its accuracy and speed.",
         "## Load it",
-        *map(_snippet, loads or (Load("python", _OURS),)),
+        *map(_snippet, folder.loads or _usual_loads(folder.kind, task, traits, folder.files, folder.graph)),
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
+def front_matter(report: Report, step: Step, rows: list[Row], kind: str) -> dict[str, Any]:
     """Return the metadata: what it was made from, for what, with which result on which split."""
     found: dict[str, Any] = {}
     if report.subject.hub:
@@ -113,7 +122,7 @@ def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
         relation = _relation(step)
         if relation:
             found["base_model_relation"] = relation
-    found["library_name"] = _LIBRARIES.get(step.kind or "", step.kind)
+    found["library_name"] = _LIBRARIES.get(kind, kind)
     if report.subject.task in _AUTO:  # the hub has no tag for the task of a plug-in
         found["pipeline_tag"] = report.subject.task
     hubs = list(dict.fromkeys(split.hub for split in report.data.splits if split.hub))
@@ -122,7 +131,7 @@ def front_matter(report: Report, step: Step, rows: list[Row]) -> dict[str, Any]:
     metrics = list(dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy))
     if metrics:
         found["metrics"] = metrics
-    found["tags"] = list(dict.fromkeys(["mcompress", *([step.kind] if step.kind else []), *step.traits]))
+    found["tags"] = list(dict.fromkeys(["mcompress", kind, *step.traits]))
     results = [_result(report, step, row, row.accuracy) for row in rows if row.accuracy]
     if results:
         found["model-index"] = [{"name": step.id, "results": results}]
@@ -151,9 +160,11 @@ def _result(report: Report, step: Step, row: Row, score: Accuracy) -> dict[str, 
     }
 
 
-def _body(report: Report, step: Step, rows: list[Row], opening: list[str]) -> Iterator[str]:
+def _body(report: Report, step: Step, rows: list[Row], kind: str, opening: list[str]) -> Iterator[str]:
     yield f"# {text(step.id)}"
-    yield _what(report, step)
+    yield _what(report, step, kind)
+    if kind != step.kind:
+        yield f"Its figures below are those of the {text(step.kind or '')} artifact that it was converted from."
     if report.data.synthetic:
         yield "> **The data was generated: these accuracies say nothing about yours.**"
     yield "## Load it"
@@ -187,37 +198,36 @@ def _files(report: Report, variants: Sequence[Variant]) -> str:
     return "\n".join(lines)
 
 
-def _what(report: Report, step: Step) -> str:
+def _what(report: Report, step: Step, kind: str) -> str:
     subject = report.subject
     origin = f"[{text(subject.hub)}](https://huggingface.co/{subject.hub})" if subject.hub else text(subject.model)
     traits = "; ".join(_WORDS.get(trait, trait) for trait in step.traits) or "nothing but its format was changed"
     labels = f", {subject.labels} labels" if subject.labels else ""
-    kind = text(step.kind or "an artifact")
-    what = f"{text(report.title)}: {origin} ({text(subject.task)}{labels}) as {kind}"
+    what = f"{text(report.title)}: {origin} ({text(subject.task)}{labels}) as {text(kind)}"
     return f"{what}, made by mcompress {text(report.version)}: {text(traits)}."
 
 
-def _load(report: Report, step: Step, files: tuple[str, ...]) -> str:
-    stock: list[str] = []
-    trust = ", trust_remote_code=True" if "custom-code" in step.traits else ""
-    if step.kind == "torch" and "structure.json" in files:
-        stock = ['model = compress.load_model("FOLDER")  # layers of different widths: Transformers alone cannot']
-    elif step.kind == "torch" and report.subject.task in _AUTO:
-        model, processor = _AUTO[report.subject.task]
-        stock = [
-            f"from transformers import {model}, {processor}",
+def _usual_loads(kind: str, task: str, traits: Sequence[str], files: Sequence[str], graph: str) -> Iterator[Load]:
+    """Yield how an artifact of a kind is opened in its own layout; ``graph`` is the file that holds the model."""
+    trust = ", trust_remote_code=True" if "custom-code" in traits else ""
+    ours = f'import compress\npredictor = compress.load("FOLDER"{trust})  # any kind; checks every file'
+    yield Load("python", ours)
+    if kind == "torch" and "structure.json" in files:
+        what = "layers of different widths: Transformers alone cannot"
+        yield Load("python", f'model = compress.load_model("FOLDER")  # {what}')
+    elif kind == "torch" and task in _AUTO:
+        model, processor = _AUTO[task]
+        yield Load(
+            "python",
+            f"from transformers import {model}, {processor}\n"
             f'model, processor = {model}.from_pretrained("FOLDER"{trust}), {processor}.from_pretrained("FOLDER")',
-        ]
-    elif step.kind == "onnx":
-        stock = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
-    elif step.kind == "openvino":
-        stock = ["import openvino", 'model = openvino.Core().compile_model("FOLDER/openvino_model.xml", "CPU")']
-    parts = [fence(_OURS.replace('"FOLDER"', f'"FOLDER"{trust}'), "python")]
-    if stock:
-        parts.append(fence("\n".join(stock), "python"))
-    if step.kind == "tensorrt":
-        parts.append(fence("trtexec --loadEngine=FOLDER/model.engine", "sh"))
-    return "\n\n".join(parts)
+        )
+    elif kind == "onnx":
+        yield Load("python", f'import onnxruntime\nsession = onnxruntime.InferenceSession("FOLDER/{graph}")')
+    elif kind == "openvino":
+        yield Load("python", f'import openvino\nmodel = openvino.Core().compile_model("FOLDER/{graph}", "CPU")')
+    elif kind == "tensorrt":
+        yield Load("sh", f"trtexec --loadEngine=FOLDER/{graph}")
 
 
 def _accuracy(rows: list[Row]) -> str:

@@ -21,12 +21,14 @@ class Laid:
     Attributes:
         loads: snippets that open it, for the card; none = those of the artifact's kind.
         variants: the models in the folder, the one that was asked for first.
+        kind: of the artifact in the folder, where it is not that of the shipment.
         left_out: sentences: what could have been there and is not, and why.
     """
 
     loads: tuple[Load, ...] = ()
     variants: tuple[Variant, ...] = ()
     left_out: tuple[str, ...] = ()
+    kind: Kind | None = None
 
 
 class Layout(ABC):

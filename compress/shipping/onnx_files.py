@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from compress.artifact import MANIFEST, Artifact, Kind
 from compress.errors import UsageError
-from compress.models.loading import COMPANIONS, CONFIG
+from compress.models.loading import COMPANIONS, CONFIG, read_config
 from compress.report.card import Load
 from compress.shipping.layouts import Laid, Layout
 from compress.shipping.plain import copy, derive, set_longest, variant_of
@@ -65,14 +65,14 @@ class OnnxruntimeLayout(Layout):
         yield from shipment.siblings.items()
 
     def _why_not(self, artifact: Artifact) -> str:
-        beside = [name for name in artifact.manifest.files if Path(name).suffix in {".data", ".onnx_data"}]
-        return f"its weights lie beside the graph, in {beside[0]}, under a name that the graph knows" if beside else ""
+        beside = sorted(set(artifact.manifest.files) - {artifact.manifest.graphs["model"].file, CONFIG, *COMPANIONS})
+        return f"{beside[0]} lies beside the graph, which knows it by that name" if beside else ""
 
     def _loads(self, shipment: Shipment, file: str) -> Iterator[Load]:
         yield Load("python", 'import compress\npredictor = compress.load("FOLDER")  # checks every file')
         yield Load("python", f'import onnxruntime\nsession = onnxruntime.InferenceSession("FOLDER/{file}")')
         task = str(shipment.artifact.manifest.task["name"])
-        if task in _ORT:
+        if task in _ORT and _type_of(shipment.artifact):
             model = _ORT[task]
             yield Load(
                 "python",
@@ -91,8 +91,8 @@ class TransformersJsLayout(OnnxruntimeLayout):
     def _why_not(self, artifact: Artifact) -> str:
         if reason := super()._why_not(artifact):
             return reason
-        if CONFIG not in artifact.manifest.files:
-            return "transformers.js needs a config.json, and the model came without one"
+        if not _type_of(artifact):
+            return "transformers.js needs a config.json with a model_type that it knows, and the model came without one"
         return "" if suffix_of(artifact) in _DTYPES else f"transformers.js knows no {suffix_of(artifact)[1:]} files"
 
     def _loads(self, shipment: Shipment, file: str) -> Iterator[Load]:
@@ -105,6 +105,14 @@ class TransformersJsLayout(OnnxruntimeLayout):
                 f"const ask = await pipeline('{task}', 'NAME_OF_FOLDER', {{ dtype: '{dtype}' }});",
             )
         yield from super()._loads(shipment, file)
+
+
+def _type_of(artifact: Artifact) -> str:
+    """Return what config.json calls the architecture, if it is one of Transformers'."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    found = read_config(artifact.path).get("model_type") if CONFIG in artifact.manifest.files else None
+    return found if isinstance(found, str) and found in CONFIG_MAPPING_NAMES else ""
 
 
 def suffix_of(artifact: Artifact) -> str:

@@ -66,6 +66,7 @@ class OpenvinoLayout(Layout):
                 Load("python", f'import openvino\nmodel = openvino.Core().compile_model("FOLDER/{FILE}", "CPU")'),
             ),
             (variant_of(made, shipment.step, FILE),),
+            kind="openvino",
         )
 
 

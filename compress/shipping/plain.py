@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compress.artifact import MANIFEST, Artifact, Kind, PassRecord, create_artifact
-from compress.errors import UsageError
+from compress.errors import ModelError, UsageError
 from compress.models.structure import STRUCTURE
+from compress.reading import read_json
 from compress.report.card import Variant
 from compress.shipping.layouts import Laid, Layout
-from compress.shipping.shipment import Shipment
+from compress.shipping.shipment import LAYOUT, Shipment
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _EVERY: frozenset[Kind] = frozenset({"torch", "onnx", "openvino", "tensorrt", "executorch"})
@@ -84,7 +85,12 @@ def set_longest(folder: Path, shipment: Shipment) -> None:
     path = folder / _TOKENIZER_CONFIG
     if shipment.max_length is None or not path.is_file():
         return
-    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": shipment.max_length}
+    try:
+        config = dict(read_json(path)) | {"model_max_length": shipment.max_length}
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} cannot be read.", value=f"{shipment.artifact.path.name}: {error}", fix="Save the model again."
+        ) from error
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -118,6 +124,6 @@ def derive(
     fields |= {
         "graphs": {"model": first},
         "parents": {"model": source.digest},
-        "made_by": PassRecord(name="layout", version=1, config={"layout": layout}),
+        "made_by": PassRecord(name=LAYOUT, version=1, config={"layout": layout}),
     }
     return create_artifact(out, only=names, name=name, **fields | changes)

@@ -16,6 +16,8 @@ from compress.store import Store
 
 RECORD = "record"
 """Folder of an export that holds the report and the recipe."""
+LAYOUT = "layout"
+"""What made the manifest of a model that a layout renamed or converted."""
 RECORDED = ("report.html", "report.md", JSON_NAME, RECIPE_FILE)
 
 
@@ -79,22 +81,30 @@ def open_shipment(source: str, store: Store) -> Shipment:
         report=report,
         siblings=siblings,
         lost=lost,
-        record={name: place / name for name in RECORDED if (place / name).is_file()},
+        record=_recorded(place),
     )
 
 
 def _of_artifact(folder: Path) -> Shipment:
     artifact, record = open_artifact(folder), folder / RECORD
     report = read_report(record) if (record / JSON_NAME).is_file() else None
-    wanted = {artifact.digest, *artifact.manifest.parents.values()}
-    made = next((step for step in report.steps if step.digest in wanted), None) if report else None
+    laid = artifact.manifest.made_by.name == LAYOUT  # then its parent is what was measured
+    digest = artifact.manifest.parents.get("model") if laid else artifact.digest
+    made = next((step for step in report.steps if step.digest == digest), None) if report else None
     return Shipment(
         artifact,
         name=folder.resolve().name,
         step=made.id if made else None,
         report=report if made else None,
-        record={name: record / name for name in RECORDED if (record / name).is_file()},
+        record=_recorded(record),
     )
+
+
+def _recorded(folder: Path) -> dict[str, Path]:
+    """Find report and recipe in a folder; a link out of it is none of them."""
+    paths = {name: folder / name for name in RECORDED}
+    home = folder.resolve()
+    return {name: path for name, path in paths.items() if path.is_file() and path.resolve().is_relative_to(home)}
 
 
 def _shipped_step(run: Path, report: Report | None) -> str:

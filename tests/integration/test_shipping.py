@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import shutil
@@ -15,13 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from huggingface_hub import ModelCard
+from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 import compress
-from compress.artifact import open_artifact
+from compress.artifact import create_artifact, open_artifact
 from compress.cli.app import app
+from compress.errors import ModelError
 from compress.export.golden import open_session
+from compress.models.loading import load_torch
+from compress.shipping import writing as shipping
+from compress.tasks.base import task_from
 
 TEXTS = ["the film was great", "a dull train , never fine", "not good but not slow and it works"]
 BLOCKED = ("compress", "torch", "transformers", "tokenizers", "onnx", "pydantic")
@@ -139,6 +147,11 @@ def test_openvino_gets_an_ir_that_answers_as_the_onnx_file(ran, tmp_path) -> Non
     code, said = check(folder)
     assert code == 0
     assert "golden outputs: reproduced (openvino" in said
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "library_name: openvino" in card
+    assert "those of the onnx artifact that it was converted from" in card
+    call("export", folder, tmp_path / "again")
+    assert 'compile_model("FOLDER/openvino_model.xml"' in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
 
 
 def test_transformers_opens_a_torch_model_that_truncates_as_the_run_did(ran, lab, tmp_path) -> None:
@@ -218,6 +231,80 @@ def test_nothing_that_opens_a_model_lets_onnx_runtime_report_to_its_makers(shipp
         assert [path.name for path in home.rglob("*") if "Microsoft" in path.parts] == []
 
 
+def damaged(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        manifest = json.loads((folder / "artifact.json").read_text())
+        change(manifest)
+        (folder / "artifact.json").write_text(json.dumps(manifest))
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        (lambda folder: (folder / "artifact.d.json").mkdir(), 0, "all is well"),
+        (lambda folder: (folder / "artifact_x.json").write_text("{}"), 0, "not listed, not checked: artifact_x.json"),
+        (lambda folder: (folder / "onnx").symlink_to("/etc"), 0, "not listed, not checked: onnx"),
+        (lambda folder: (folder / "__pycache__").mkdir() or (folder / "__pycache__" / "x.pyc").touch(), 0, "x.pyc"),
+        (lambda folder: (folder / "artifact.json").write_text("[" * 100_000), 1, "cannot be read"),
+        (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), 1, "SHA256SUMS cannot be read"),
+        (lambda folder: (folder / "SHA256SUMS").write_text(f"{'0' * 64}  a\0b\n"), 1, "FAILED"),
+        (lambda folder: (folder / "SHA256SUMS").write_text(f"{'0' * 64}  {'n' * 5000}\n"), 1, "FAILED"),
+        (lambda folder: (folder / "SHA256SUMS").write_text(""), 1, "lists no file"),
+        (damaged(lambda manifest: manifest.update(traits=[{}], kind=[])), 1, "artifact.json"),
+        (damaged(lambda manifest: manifest.update(traits=["\x1b[2K\rfine"])), 1, "?[2K?fine"),
+    ],
+)
+def test_verify_stands_odd_folders(shipped, tmp_path, change: Any, code: int, text: str) -> None:
+    folder = Path(shutil.copytree(shipped("artifact"), tmp_path / "odd"))
+    change(folder)
+    found, said = check(folder, "--digests")
+    assert (found, text in said) == (code, True), said
+    assert call("verify", folder, "--digests").exit_code == code if code == 0 else True
+    assert "\x1b" not in said
+
+
+def test_nothing_in_a_folder_is_imported_by_its_own_program(shipped, tmp_path) -> None:
+    folder = Path(shutil.copytree(shipped("artifact"), tmp_path / "shadow"))
+    for name in ("hashlib", "json", "re", "numpy", "onnxruntime", "collections", "__future__"):
+        (folder / f"{name}.py").write_text("print('EVIL')")
+    for words in ([str(folder / "verify.py")], ["verify.py"]):
+        done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, "EVIL" in done.stdout + done.stderr) == (0, False), done.stderr
+
+
+def test_an_empty_list_of_checksums_is_nothing_to_check(tmp_path) -> None:
+    (tmp_path / "SHA256SUMS").touch()
+    (tmp_path / "model.onnx").touch()
+    assert "nothing to check" in call("verify", tmp_path, code=2).stderr
+
+
+def test_config_json_asks_for_no_kernel_and_no_pickle(ran, lab, tmp_path) -> None:
+    call("export", lab.taken_in(), tmp_path / "hub", "--layout", "transformers")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    foreign = Path(shutil.copytree(tmp_path / "hub", tmp_path / "foreign"))
+    (foreign / "config.json").write_text(json.dumps(config | {"attn_implementation": "somebody/kernel"}))
+    with pytest.raises(ModelError, match="an implementation from elsewhere"):
+        load_torch(foreign, task_from(open_artifact(tmp_path / "hub").manifest.task))
+    pickled = Path(shutil.copytree(tmp_path / "hub", tmp_path / "pickled"))
+    weights = safetensors.torch.load_file(pickled / "model.safetensors")
+    torch.save(weights, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    manifest = json.loads((pickled / "artifact.json").read_text())
+    del manifest["files"]["model.safetensors"]
+    manifest["files"]["pytorch_model.bin"] = {
+        "sha256": hashlib.sha256((pickled / "pytorch_model.bin").read_bytes()).hexdigest(),
+        "bytes": 1,
+    }
+    manifest["graphs"]["model"]["file"] = "pytorch_model.bin"
+    (pickled / "artifact.json").write_text(json.dumps(manifest))
+    (pickled / "SHA256SUMS").unlink()
+    code, said = check(pickled, blocked=("compress",))
+    assert code == 1
+    assert "transformers failed" in said
+
+
 def test_verify_says_what_it_could_not_run(shipped, tmp_path) -> None:
     code, said = check(shipped("artifact"), blocked=(*BLOCKED, "onnxruntime", "openvino"))
     assert code == 3
@@ -234,6 +321,78 @@ def test_an_export_without_a_report_says_so_and_one_of_an_export_keeps_it(shippe
     assert (tmp_path / "further" / "record" / "report.json").is_file()
     assert "model-index" in (tmp_path / "further" / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "further" / "model_quantized.onnx").is_file()
+
+
+def test_the_folder_that_is_written_is_the_one_that_was_named(ran, tmp_path, monkeypatch) -> None:
+    for name in ("work", "empty", "real"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    monkeypatch.chdir(tmp_path / "work")
+    for place in ("new/..", ".", ""):
+        assert "current one" in call("export", f"{ran}:int8", place, code=2).stderr
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "current one" in call("export", f"{ran}:int8", ".", code=2).stderr
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+    (tmp_path / "link").symlink_to("real")
+    call("export", f"{ran}:int8", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.onnx").is_file()
+
+    written = shipping.write_sums
+
+    def meanwhile(folder: Path) -> None:
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "thesis.txt").write_text("years")
+        written(folder)
+
+    monkeypatch.setattr(shipping, "write_sums", meanwhile)
+    call("export", f"{ran}:int8", tmp_path / "late", code=4)
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["thesis.txt"]
+
+
+def test_an_export_of_an_export_has_the_same_card(ran, shipped, tmp_path) -> None:
+    call("export", shipped("artifact"), tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == (shipped("artifact") / "README.md").read_text()
+    call("export", shipped("onnxruntime"), tmp_path / "third")
+    card = (tmp_path / "third" / "README.md").read_text(encoding="utf-8")
+    assert card.count("# int8") == 1
+    assert 'InferenceSession("FOLDER/model_quantized.onnx")' in card
+
+
+def test_artifacts_whose_files_cannot_lie_in_an_export_are_refused(ran, shipped, tmp_path) -> None:
+    def another(name: str, changes: dict[str, Any], **files: str) -> Path:
+        folder = tmp_path / name
+        source = open_artifact(ran / "deliverables" / "int8")
+        shutil.copytree(source.path, folder, ignore=shutil.ignore_patterns("artifact.json", "README.md"))
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        kept = ("kind", "task", "traits", "graphs", "made_by")
+        create_artifact(folder, **{key: getattr(source.manifest, key) for key in kept} | changes)
+        return folder
+
+    for file in ("verify.py", "README.md", "SHA256SUMS", "artifact.fp.16.json"):
+        said = call("export", another(f"of {file}", {}, **{file: "mine"}), tmp_path / "out", code=2).stderr
+        assert "belongs to an export" in said
+    beside = another("beside", {}, **{"weights.bin": "0"})
+    said = call("export", beside, tmp_path / "out", "--layout", "onnxruntime", code=2).stderr
+    assert "weights.bin lies beside the graph" in said
+    config = json.dumps({"id2label": {"0": "bad"}})
+    plain = another("plain", {}, **{"config.json": config})
+    said = call("export", plain, tmp_path / "out", "--layout", "transformers.js", code=2).stderr
+    assert "model_type" in said
+    call("export", plain, tmp_path / "files", "--layout", "onnxruntime")
+    assert "optimum" not in (tmp_path / "files" / "README.md").read_text(encoding="utf-8")
+    odd = another("odd", {}, **{"tokenizer_config.json": "[1]"})
+    assert "cannot be read" in call("export", odd, tmp_path / "x", "--layout", "onnxruntime", code=2).stderr
+
+    copy = Path(shutil.copytree(ran, tmp_path / "copy"))
+    (tmp_path / "secret").write_text("secret")
+    (copy / "report.html").unlink()
+    (copy / "report.html").symlink_to(tmp_path / "secret")
+    call("export", f"{copy}:int8", tmp_path / "unlinked")
+    assert not (tmp_path / "unlinked" / "record" / "report.html").exists()
+    with pytest.raises(ValidationError):
+        another("newline", {}, **{"a\nb": "x"})
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(ran, shipped, tmp_path, monkeypatch) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compress.artifact import Graph, PassRecord, create_artifact, open_artifact
+from compress.artifact import Graph, PassRecord, TensorSpec, create_artifact, open_artifact
 from compress.errors import IntegrityError, ModelError
 from compress.store import Store
 
@@ -16,7 +16,8 @@ def make(folder, text="weights", **fields):
     folder.mkdir()
     (folder / "model.onnx").write_text(text)
     (folder / "tokenizer.json").write_text("{}")
-    graph = Graph(file="model.onnx", inputs=(), outputs=())
+    logits = TensorSpec(name="logits", dtype="float32", shape=("batch", 2))
+    graph = Graph(file="model.onnx", inputs=(), outputs=(logits,))
     record = PassRecord(name="test", version=1, config={})
     return create_artifact(folder, kind="onnx", task={"name": "t"}, graphs={"model": graph}, made_by=record, **fields)
 

@@ -21,6 +21,7 @@ from compress.errors import ModelError, UsageError
 from compress.models.families import encoder_layers
 from compress.models.loading import load_torch
 from compress.models.narrow import narrow_sizes
+from compress.models.signature import torch_graph
 from compress.passes.base import ModelInfo
 from compress.passes.distill import Distill, DistillConfig
 from compress.tasks.text_classification import TextClassification
@@ -46,7 +47,8 @@ def artifact(tiny_classifier: Callable[..., Path], tmp_path: Path) -> Callable[.
         folder = tmp_path / f"{family}-{pruned}"
         shutil.copytree(tiny_classifier(family, pruned), folder)
         record = PassRecord(name="test", version=1, config={})
-        return create_artifact(folder, kind="torch", task=TASK.dump(), graphs={}, made_by=record)
+        graphs = {"model": torch_graph(folder, TASK)}
+        return create_artifact(folder, kind="torch", task=TASK.dump(), graphs=graphs, made_by=record)
 
     return build
 

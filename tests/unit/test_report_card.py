@@ -12,12 +12,13 @@ from huggingface_hub import ModelCard
 
 from compress.artifact import Artifact, open_artifact
 from compress.pipeline.cards import write_card
-from compress.report.card import render_card
+from compress.report.card import Folder, render_card
 from compress.report.files import read_report
 from compress.report.model import Report
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "report_example.json"
 STEP = "student-int8"
+ONNX = Folder("onnx", "model.onnx", ("model.onnx",))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def rows_of(report: Report, step: str) -> list:
 
 
 def test_the_hubs_parser_reads_every_result(example: Report) -> None:
-    card = ModelCard(render_card(with_hub(example), STEP, files=("model.onnx",)))
+    card = ModelCard(render_card(with_hub(example), STEP, ONNX))
     data = card.data
     assert data.base_model == "someone/minilm-sst2"
     assert data.to_dict()["base_model_relation"] == "quantized"
@@ -58,7 +59,7 @@ def test_the_hubs_parser_reads_every_result(example: Report) -> None:
 
 
 def test_what_is_not_on_the_hub_is_not_named_as_if_it_were(example: Report) -> None:
-    data = ModelCard(render_card(example, STEP)).data
+    data = ModelCard(render_card(example, STEP, ONNX)).data
     assert data.base_model is None
     assert data.datasets is None
     assert {result.dataset_type for result in data.eval_results} == {"local"}
@@ -71,12 +72,12 @@ def test_what_is_not_on_the_hub_is_not_named_as_if_it_were(example: Report) -> N
 )
 def test_relation_to_the_base_model(example: Report, traits: tuple[str, ...], relation: str | None) -> None:
     steps = tuple(s.model_copy(update={"traits": traits}) if s.id == STEP else s for s in example.steps)
-    card = render_card(with_hub(example).model_copy(update={"steps": steps}), STEP)
+    card = render_card(with_hub(example).model_copy(update={"steps": steps}), STEP, ONNX)
     assert ModelCard(card).data.to_dict().get("base_model_relation") == relation
 
 
 def test_the_body_has_figures_intervals_limits_and_lineage(example: Report) -> None:
-    body = ModelCard(render_card(example, STEP, files=("model.onnx",))).text
+    body = ModelCard(render_card(example, STEP, ONNX)).text
     titles = re.findall(r"^## (.*)$", body, re.MULTILINE)
     assert titles == ["Load it", "Accuracy on test", "Speed, memory and size", "Limits", "How it was made"]
     for words in (
@@ -108,7 +109,9 @@ def test_the_body_has_figures_intervals_limits_and_lineage(example: Report) -> N
 )
 def test_each_kind_has_its_loader(example: Report, kind: str, files: tuple[str, ...], words: str) -> None:
     steps = tuple(s.model_copy(update={"kind": kind}) if s.id == STEP else s for s in example.steps)
-    assert words in render_card(example.model_copy(update={"steps": steps}), STEP, files=files)
+    converted = "those of the onnx artifact that it was converted from"
+    assert converted in render_card(example, STEP, Folder(kind, "model", files))
+    assert words in render_card(example.model_copy(update={"steps": steps}), STEP, Folder(kind, "model", files))
 
 
 def test_texts_stay_texts(example: Report) -> None:
@@ -119,7 +122,7 @@ def test_texts_stay_texts(example: Report) -> None:
     )
     subject = example.subject.model_copy(update={"model": hostile})
     other = example.model_copy(update={"steps": steps, "rows": rows, "title": hostile, "subject": subject})
-    text = render_card(other, hostile)
+    text = render_card(other, hostile, ONNX)
     card = ModelCard(text)
     assert card.data.model_name == hostile
     assert "<script>" not in card.text.partition("<summary>Reproduce")[0]

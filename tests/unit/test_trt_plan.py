@@ -167,7 +167,7 @@ def engine(tmp_path: Path) -> Callable[..., Artifact]:
             file = f"model-{name}.engine" if name else "model.engine"
             (folder / file).write_bytes(header(11, 4, 0, 106) + file.encode())
             ids = TensorSpec(name="input_ids", dtype="int64", shape=shape or ("batch", "sequence"))
-            graphs[f"model@{name}" if name else "model"] = Graph(file=file, inputs=(ids,), outputs=())
+            graphs[f"model@{name}" if name else "model"] = Graph(file=file, inputs=(ids,), outputs=(ids,))
             if record is not None:
                 write_record(folder / file, PlanRecord(**BUILT | dict(record)))
         made_by = PassRecord(name="test", version=1, config={})
