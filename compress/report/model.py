@@ -134,6 +134,12 @@ class Widths(Frozen):
     full_heads: int = Field(description="heads of one of its layers")
     full_neurons: int = Field(description="neurons of one of its layers")
 
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Widths:
+        if not len(self.layers) == len(self.heads) == len(self.neurons):
+            raise ValueError("layers, heads and neurons are not of one length")
+        return self
+
 
 class Step(Frozen):
     """One step of the recipe and what came of it."""

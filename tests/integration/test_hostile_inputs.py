@@ -224,6 +224,12 @@ def test_artifacts(refusals, tiny_exported, tmp_path, case: str) -> None:
     refusals.of("artifacts", phrase, *words, code=code)
 
 
+def drop_a_width(folder: Path) -> None:
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    next(step["widths"] for step in record["steps"] if step["widths"])["heads"].pop()
+    (folder / "report.json").write_text(json.dumps(record), encoding="utf-8")
+
+
 EXAMPLE = Path(__file__).parents[1] / "data" / "report_example.json"
 
 
@@ -232,6 +238,7 @@ EXAMPLE = Path(__file__).parents[1] / "data" / "report_example.json"
     [
         (edit("report.json", schema_version=99), "schema version 99"),
         (edit("report.json", evil=1), "evil"),
+        (drop_a_width, "not of one length"),
         (put("report.json", b"[" * 100_000), "nested too deeply"),
         (put("report.json", b'{"title": "a", "title": "b"}'), "stands twice"),
         (put("report.json", b"\xe9"), "not UTF-8"),
