@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.artifact import Artifact, create_artifact, open_artifact
+from compress.artifact import Artifact, TensorSpec, create_artifact, open_artifact
 from compress.errors import CompressError
 from compress.report.files import read_report
 from compress.report.model import Report
 from compress.runtimes.trt_plan import PlanRecord, read_record, write_record
 from compress.shipping.serving.bundling import PROGRAMS, program, program_names, template
 from compress.shipping.serving.kserve import memory_request, pinned
+from compress.shipping.serving.memory import peak_bytes
 from compress.shipping.serving.server.batching import Batcher, Busy
 from compress.shipping.serving.server.encoding import BadRequest, Encoder
 from compress.shipping.serving.server.settings import BadSettings, read_settings
@@ -134,16 +135,47 @@ def test_sizes_come_from_the_row_that_was_measured(report: Report, tiny_onnx: Ca
     shipment = Shipment(tiny_onnx(), name="Support e-mails", step="onnx-fp32", report=report)
     found = find_sizing(shipment, ["onnxruntime"], "cpu", alone=False)
     assert (found.batch, found.streams, found.threads, found.per_s) == (8, 1, 1, 101.4)
-    assert found.memory_bytes == 239_000_000
     assert found.batch_us == pytest.approx(8e6 / 101.4, abs=1)
-    assert memory_request(found) == -(-(192 * 2**20 + 239_000_000) // 2**24) * 2**24
+    assert memory_request(239_000_000) == -(-(192 * 2**20 + 239_000_000) // 2**24) * 2**24
     alone = find_sizing(shipment, ["onnxruntime"], "cpu", alone=True)
     assert (alone.batch, alone.per_s) == (1, 72.0), "two streams were faster than one"
     assert alone.streams == 2
     on_gpu = find_sizing(shipment, ["tensorrt"], "cuda", alone=False)
-    assert (on_gpu.batch, on_gpu.per_s, on_gpu.memory_bytes) == (1, None, None)
+    assert (on_gpu.batch, on_gpu.per_s) == (1, None)
     assert served_name(shipment) == "support-e-mails-onnx-fp32"
     assert served_name(Shipment(shipment.artifact, name="7/…")) == "m-7"
+
+
+def test_names_in_a_report_cannot_write_configuration(report: Report, tiny_onnx: Callable[..., Artifact]) -> None:
+    target = "ort-cpu-1t\n          env: [{name: EVIL}]\u2028more"
+    rows = tuple(row.model_copy(update={"target": target}) for row in report.rows if row.target == "ort-cpu-1t")
+    targets = tuple(
+        each.model_copy(update={"name": target}) if each.name == "ort-cpu-1t" else each for each in report.targets
+    )
+    other = report.model_copy(update={"rows": rows, "targets": targets})
+    shipment = Shipment(tiny_onnx(), name="x", step="onnx-fp32", report=other)
+    source = find_sizing(shipment, ["onnxruntime"], "cpu", alone=False).batch_source
+    assert "EVIL" in source
+    assert len(source.splitlines()) == 1
+
+
+def test_memory_is_that_of_the_largest_batch(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.zeros((64, 65536), dtype=np.float32), "w")
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])]
+    result = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 65536])]
+    node = helper.make_node("MatMul", ["x", "w"], ["logits"])
+    graph = helper.make_graph([node], "wide", values, result, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "w.onnx")
+    inputs = [TensorSpec(name="x", dtype="float32", shape=("batch", 64))]
+    small, large = (
+        peak_bytes(tmp_path / "w.onnx", inputs, {"batch": batch}, streams=1, threads=1) for batch in (4, 512)
+    )
+    assert 16 * 2**20 <= small < 128 * 2**20, "the weights are 16 MiB"
+    assert large - small == pytest.approx(508 * 65536 * 4, rel=0.5), "outputs of one run are 128 MiB"
+    assert peak_bytes(tmp_path / "none.onnx", inputs, {}, streams=1, threads=1) is None
 
 
 def test_dynamic_int8_is_known_by_its_operators(tiny_onnx: Callable[..., Artifact], tmp_path: Path) -> None:
@@ -253,7 +285,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, text: str, reas
 
 def test_where_one_at_a_time_was_fastest_triton_makes_no_batches_and_takes_those_of_clients(tiny_onnx) -> None:
     graph = tiny_onnx().manifest.graphs["model"]
-    sizing = Sizing(1, 8, 1, 1, 50.0, None, "measured", "not measured")
+    sizing = Sizing(1, 8, 1, 1, 50.0, "measured")
     text = model_config("name", graph, sizing, sizing.largest, engine=False)
     assert "max_batch_size: 8" in text
     assert "dynamic_batching {" not in text

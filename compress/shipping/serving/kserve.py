@@ -17,13 +17,20 @@ from compress.runtimes.onnxruntime import NO_BF16
 from compress.shipping.layouts import Laid, Layout
 from compress.shipping.plain import copy, variant_of
 from compress.shipping.serving.bundling import program, program_names, template
+from compress.shipping.serving.memory import peak_bytes
 from compress.shipping.serving.sizing import Sizing, batch_matters, find_sizing, served_name
 from compress.shipping.shipment import Shipment
 
 SERVER_BYTES = 192 * 2**20
 """Resident memory of the server with nothing loaded, as ``benchmarks/serving.py`` measures it, rounded up."""
 _STEP = 16 * 2**20
+_ANY = 320 * 2**20
+"""What stands there where the model's memory is not known."""
 _UNKNOWN = "TO BE SET: "
+_PATIENCE_S = 20
+"""Seconds of work that wait at most: less than ``grace_s``, so that they are done after SIGTERM."""
+_MOST, _UNMEASURED = 4096, 256
+"""Examples that wait at most; where nothing was measured."""
 
 
 class KserveLayout(Layout):
@@ -51,9 +58,19 @@ class KserveLayout(Layout):
         (out / "requirements.txt").write_text(template("requirements.txt", **pins), encoding="utf-8")
         (out / "constraints.txt").write_text(template("constraints.txt"), encoding="utf-8")
         (out / "Dockerfile").write_text(template("kserve.Dockerfile"), encoding="utf-8")
+        longest = shipment.max_length or 1
+        memory = peak_bytes(
+            source.file(),
+            source.manifest.graphs["model"].inputs,
+            {"batch": sizing.batch, "sequence": longest},
+            streams=sizing.streams,
+            threads=max(1, (sizing.threads or 1) - sizing.streams + 1),
+        )
+        values = _values(name, sizing, memory, longest)
         for file in ("kubernetes.yaml", "inferenceservice.yaml"):
-            (out / file).write_text(template(file, **_values(name, sizing)), encoding="utf-8")
-        return Laid(tuple(_loads(name, shipment)), (variant_of(source, shipment.step),), tuple(_unknown(sizing)))
+            (out / file).write_text(template(file, **values), encoding="utf-8")
+        unknown = tuple(f"{key} in kubernetes.yaml, {values[f'{key}_source']}" for key in _open(values))
+        return Laid(tuple(_loads(name, shipment)), (variant_of(source, shipment.step),), unknown)
 
 
 def settings(name: str, sizing: Sizing) -> dict[str, Any]:
@@ -65,7 +82,7 @@ def settings(name: str, sizing: Sizing) -> dict[str, Any]:
         "batch": sizing.batch,
         "streams": sizing.streams,
         "threads": sizing.threads or 0,
-        "queue": 4096,
+        "queue": min(_MOST, max(sizing.batch, int(sizing.per_s * _PATIENCE_S))) if sizing.per_s else _UNMEASURED,
         "grace_s": 30,
     }
 
@@ -77,36 +94,31 @@ def pinned() -> dict[str, str]:
     return {name: version for name, _, version in pairs if name in {"kserve", "numpy", "onnxruntime", "tokenizers"}}
 
 
-def memory_request(sizing: Sizing) -> int | None:
+def memory_request(model_bytes: int) -> int:
     """Return the bytes that a container asks for: the server's and the model's, in steps of 16 MiB."""
-    if sizing.memory_bytes is None:
-        return None
-    return -(-(SERVER_BYTES + sizing.memory_bytes) // _STEP) * _STEP
+    return -(-(SERVER_BYTES + model_bytes) // _STEP) * _STEP
 
 
-def _values(name: str, sizing: Sizing) -> dict[str, str]:
-    memory = memory_request(sizing)
-    known = memory is not None
-    request = f"{(memory or 512 * 2**20) // 2**20}Mi"
-    limit = f"{(memory or 512 * 2**20) * 3 // 2 // 2**20}Mi"
+def _values(name: str, sizing: Sizing, memory: int | None, longest: int) -> dict[str, str]:
+    request = memory_request(memory or _ANY)
+    batch = f"{sizing.batch} inputs{f' of {longest} tokens' if longest > 1 else ''}"
+    at_once = f", {sizing.streams} times at once" if sizing.streams > 1 else ""
+    measured = f"{SERVER_BYTES // 2**20} MiB for the server and what the model took for {batch}{at_once}, when exported"
     return {
         "name": name,
         "cpu": str(sizing.threads or 1),
         "cpu_source": f"threads in settings.json, as measured: {sizing.batch_source}"
         if sizing.threads
-        else f"{_UNKNOWN}{sizing.memory_source}",
-        "memory": request,
-        "memory_limit": limit,
-        "memory_source": f"{SERVER_BYTES // 2**20} MiB for the server and what the model takes; {sizing.memory_source}"
-        if known
-        else f"{_UNKNOWN}{sizing.memory_source}",
+        else f"{_UNKNOWN}{sizing.batch_source}",
+        "memory": f"{request // 2**20}Mi",
+        "memory_limit": f"{request * 3 // 2 // 2**20}Mi",
+        "memory_source": measured if memory else f"{_UNKNOWN}ONNX Runtime was not there to measure it",
     }
 
 
-def _unknown(sizing: Sizing) -> list[str]:
-    if sizing.per_s is not None and sizing.memory_bytes is not None:
-        return []
-    return [f"sizes in kubernetes.yaml, marked TO BE SET there: {sizing.memory_source}"]
+def _open(values: dict[str, str]) -> list[str]:
+    """Return what is left to be set."""
+    return [key for key in ("cpu", "memory") if values[f"{key}_source"].startswith(_UNKNOWN)]
 
 
 def _loads(name: str, shipment: Shipment) -> list[Load]:

@@ -1,4 +1,4 @@
-"""How a server runs a model: batches, streams, threads and memory, as a run measured them."""
+"""How a server runs a model: batches, streams and threads, as a run measured them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ class Sizing:
         streams: batches at once.
         threads: of the processor; None = every core, or not measured.
         per_s: examples a second at this batch; None = not measured.
-        memory_bytes: what the model adds to a process at its peak; None = not measured.
-        batch_source, memory_source: where they come from, in a sentence.
+        batch_source: where the batch comes from, in a sentence.
     """
 
     batch: int
@@ -35,9 +34,7 @@ class Sizing:
     streams: int
     threads: int | None
     per_s: float | None
-    memory_bytes: int | None
     batch_source: str
-    memory_source: str
 
     @property
     def batch_us(self) -> int | None:
@@ -46,7 +43,7 @@ class Sizing:
 
 
 def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alone: bool) -> Sizing:
-    """Look into the report for the batch that was fastest and the memory that it took.
+    """Look into the report for the batch that was fastest.
 
     Args:
         shipment: with its report, if there is one.
@@ -58,16 +55,10 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
     found = next(_rows(shipment, set(runtimes), device), None)
     if found is None:
         nothing = f"no report with a measurement on a {'CPU' if device == 'cpu' else 'GPU'}"
-        return Sizing(1, 1, 1, None, None, None, why_alone if alone else nothing, nothing)
+        return Sizing(1, 1, 1, None, None, why_alone if alone else nothing)
     row, target, report = found
-    place = f"{row.step} on {row.target}"
+    place = " ".join(f"{row.step} on {row.target}".split())  # it goes into comments of configurations
     cores = (target.environment or report.environment).cores
-    over_import = row.memory.peak_over_import_bytes if row.memory else None
-    if over_import is None and row.peak_rss_bytes and row.import_rss_bytes:
-        over_import = row.peak_rss_bytes - row.import_rss_bytes
-    memory_source = (
-        f"{place}: peak resident memory less that before the model was opened" if over_import else "not measured"
-    )
     point = _best(row, alone)
     source = why_alone if alone else "no throughput was measured"
     if point is not None:
@@ -79,9 +70,7 @@ def find_sizing(shipment: Shipment, runtimes: Iterable[str], device: str, *, alo
         point.streams if point else 1,
         target.threads or cores,
         point.per_s if point else None,
-        over_import,
         source,
-        memory_source,
     )
 
 

@@ -24,6 +24,7 @@ from kserve import ModelServer, model_server
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -45,7 +46,7 @@ class OneModelServer(ModelServer):  # type: ignore[misc]
             workers=1,
             **options,
         )
-        self._host = settings.host
+        self.http_port, self._host = settings.http_port, settings.host  # with a certificate KServe takes another port
         self.dataplane = StrictDataPlane(model_registry=self.registered_models)
         self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
 
@@ -61,11 +62,16 @@ class StrictDataPlane(DataPlane):  # type: ignore[misc]
         if isinstance(body, bytes) and _BINARY not in headers:
             raise InvalidInput(f"Send JSON as 'content-type: application/json', or binary tensors with {_BINARY!r}.")
         try:
+            if isinstance(body, bytes):  # KServe checks what is JSON alone, and not the header of binary tensors
+                head = json.loads(body[: int(headers[_BINARY])])
+                tensors = [{"data": []} | tensor for tensor in head["inputs"]]
+                InferenceRequest.model_validate(head | {"inputs": tensors})
             return super().decode(body, headers, *words, **options)
-        except InvalidInput:
-            raise
-        except Exception as error:
-            raise InvalidInput(f"The request cannot be decoded: {type(error).__name__}: {error}.") from None
+        except InvalidInput as error:
+            reason = f": {error}" if not isinstance(body, bytes) else ""
+        except Exception as error:  # its text may repeat what was sent
+            reason = f": {type(error).__name__}"
+        raise InvalidInput(f"The request cannot be decoded{reason}.")
 
 
 class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]

@@ -22,9 +22,10 @@ WAITING = Gauge("model_waiting_rows", "examples that wait for the model")
 _LONGEST_REASON = 300
 """Characters of an error: it may repeat what was sent."""
 DATATYPES = {"int64": "INT64", "float32": "FP32"}
-_KINDS = {"BYTES": "OSU"} | dict.fromkeys(("INT64", "INT32", "INT16", "INT8", "UINT8"), "iu")
-_KINDS |= dict.fromkeys(("FP32", "FP64", "FP16"), "fiu")
-"""Datatype of the protocol that is taken -> NumPy's kinds of what may stand in a request's JSON."""
+_TYPES: dict[str, frozenset[type]] = {"BYTES": frozenset({str, bytes})}
+_TYPES |= dict.fromkeys(("INT64", "INT32", "INT16", "INT8", "UINT8"), frozenset({int}))
+_TYPES |= dict.fromkeys(("FP32", "FP64", "FP16"), frozenset({int, float}))
+"""Datatype of the protocol that is taken -> what may stand in a request's JSON."""
 
 
 class Classifier(Model):  # type: ignore[misc]
@@ -77,14 +78,12 @@ class Classifier(Model):  # type: ignore[misc]
         if not isinstance(payload, InferRequest):
             raise InvalidInput(f"Ask with the Open Inference Protocol: POST /v2/models/{self.name}/infer.")
         try:
-            tensors = {tensor.name: _array(tensor) for tensor in payload.inputs}
+            tensors = {tensor.name: _array(tensor, self._settings.queue) for tensor in payload.inputs}
             if len(tensors) != len(payload.inputs):
                 raise BadRequest("An input stands there twice.")
             examples = await asyncio.to_thread(self._encoder.examples, tensors)
         except BadRequest as error:
             raise InvalidInput(str(error)[:_LONGEST_REASON]) from None
-        if len(examples) > self._settings.queue:
-            raise InvalidInput(f"{len(examples):,} rows in one request; at most {self._settings.queue:,} are taken.")
         return payload, examples
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
@@ -138,19 +137,21 @@ def _described(each: dict[str, Any]) -> dict[str, Any]:
     return {"name": each["name"], "datatype": DATATYPES[each["dtype"]], "shape": shape}
 
 
-def _array(tensor: Any) -> np.ndarray:
-    """Return the values of one input in their shape.
+def _array(tensor: Any, most: int) -> np.ndarray:
+    """Return the values of one input in their shape; what is too much is refused before anything is made of it.
 
     Raises:
-        BadRequest: type, shape and values do not fit each other.
+        BadRequest: type, shape and values do not fit each other, or there are more than ``most`` rows.
     """
-    kinds = _KINDS.get(tensor.datatype)
-    if kinds is None:
-        raise BadRequest(f"{tensor.name!r} has the type {tensor.datatype!r}, not {', '.join(_KINDS)}.")
+    types = _TYPES.get(tensor.datatype)
+    if types is None:
+        raise BadRequest(f"{tensor.name!r} has the type {tensor.datatype!r}, not {', '.join(_TYPES)}.")
+    if tensor.shape and tensor.shape[0] > most:
+        raise BadRequest(f"{tensor.shape[0]:,} rows in one request; at most {most:,} are taken.")
     if any(size < 0 for size in tensor.shape):
         raise BadRequest(f"{tensor.name!r} has the shape {tensor.shape}.")
     given = _flat(tensor)
-    if given is not None and len(given) and np.asarray(given).dtype.kind not in kinds:
+    if given is not None and not {type(value) for value in given} <= types:
         raise BadRequest(f"{tensor.name!r} holds other values than its type {tensor.datatype} says.")
     try:
         array: np.ndarray = tensor.as_numpy()

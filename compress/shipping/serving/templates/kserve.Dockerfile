@@ -4,6 +4,7 @@ WORKDIR /srv
 COPY requirements.txt constraints.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
+RUN chmod -R a+rX .
 # Digests, and the golden outputs on the machine that builds the image.
 RUN python -B verify.py
 USER 10001
