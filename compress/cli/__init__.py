@@ -5,9 +5,14 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the ``mcompress`` command."""
-    from compress.cli.interrupts import leave_on_interrupt
+    from compress.cli.interrupts import CODE, end, leave_on_interrupt
 
     leave_on_interrupt()
     from compress.cli.app import app
 
-    app(prog_name="mcompress")
+    try:
+        app(prog_name="mcompress")
+    except SystemExit as error:
+        if error.code == CODE:
+            end()
+        raise

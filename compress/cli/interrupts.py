@@ -5,14 +5,18 @@ Standard library only: it is the first thing that the command imports.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = "interrupted: finished steps are kept; run the same command again to go on."
+CODE = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,8 +51,21 @@ def leave_on_interrupt() -> None:
 
     def leave(number: int, frame: FrameType | None) -> None:
         os.write(2, f"{INTERRUPTED}\n".encode())
-        os._exit(130)
+        os._exit(CODE)
 
     for number in _SIGNALS:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, leave)
+
+
+def end() -> NoReturn:
+    """End an interrupted command, after all has been cleaned up, with its exit code.
+
+    Left to itself, an interpreter that was started with ``-m`` kills itself with SIGINT if the interrupt came while a
+    text was being executed, as libraries do, however well it was handled (CPython's ``unhandled_keyboard_interrupt``).
+    """
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):  # whoever read it is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(CODE)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,29 @@ def test_interrupted_while_measuring(measuring, number) -> None:
     assert list((home / "work").iterdir()) == []
     assert not list(out.rglob(".*"))
     assert not json.loads((out / "run.json").read_text())["finished"]
+
+
+def test_the_exit_code_is_the_same_where_a_library_was_executing_a_text(tmp_path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "import atexit, os, signal, sys, threading\n"
+        "from compress.cli import main\n"
+        "from compress.cli.app import app\n"
+        "from compress.cli.console import guarded\n"
+        "@guarded\n"
+        "def waits():\n"
+        "    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "    exec('import time\\nwhile True: time.sleep(0.01)')\n"
+        "app.command()(waits)\n"
+        "atexit.register(print, 'cleaned up')\n"
+        "sys.argv = ['mcompress', 'waits']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "cleaned up\n")
+    assert done.stderr.startswith("interrupted: finished steps are kept")
 
 
 def test_children_do_not_outlive_a_killed_run(lab, measuring) -> None:
