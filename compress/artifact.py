@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from compress.errors import IntegrityError, ModelError
 from compress.reading import Unreadable, local_path, read_json
+from compress.verifying import is_manifest
 
 Kind = Literal["torch", "onnx", "openvino", "tensorrt", "executorch"]
 MANIFEST = "artifact.json"
-_NAMED = re.compile(r"artifact(\.[\w.-]+)?\.json")
 SCHEMA = 1
 LARGEST_MANIFEST = 256 * 2**20
 """Bytes; golden images take a few million."""
@@ -182,11 +181,6 @@ class Artifact:
                     value=path,
                     fix="Produce the artifact again; do not edit files inside it.",
                 )
-
-
-def is_manifest(name: str) -> bool:
-    """Say whether a file has the name of a manifest: ``artifact.json``, or ``artifact.fp16.json`` beside it."""
-    return _NAMED.fullmatch(name) is not None
 
 
 _WEIGHTS = {".safetensors", ".onnx", ".data", ".bin", ".xml", ".engine", ".plan", ".pte"}

@@ -57,8 +57,13 @@ def verify(folder: Path, *, run: bool = True) -> dict[str, Any]:
         {"manifest", "kind", "traits", "problems", "golden", "golden_status"} for each manifest, whose status is ok,
         differs, missing (no runtime here), none (nothing recorded) or skipped.
     """
-    manifests = sorted(path.name for path in folder.iterdir() if _MANIFEST.fullmatch(path.name) and path.is_file())
+    manifests = sorted(path.name for path in folder.iterdir() if is_manifest(path.name) and path.is_file())
     return {"sums": _check_sums(folder), "artifacts": [_check_artifact(folder, name, run) for name in manifests]}
+
+
+def is_manifest(name: str) -> bool:
+    """Say whether a file has the name of a manifest: ``artifact.json``, or ``artifact.fp16.json`` beside it."""
+    return _MANIFEST.fullmatch(name) is not None
 
 
 def exit_code(record: Mapping[str, Any]) -> int:

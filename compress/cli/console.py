@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from compress.cli.interrupts import INTERRUPTED, interruptible
+from compress.cli.interrupts import CODE, INTERRUPTED, interruptible
 from compress.errors import CompressError
 
 _OF_THE_REQUEST = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
@@ -55,7 +55,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             say(INTERRUPTED)
-            raise typer.Exit(130) from None
+            raise typer.Exit(CODE) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader of the pipe is gone
             raise typer.Exit(0) from None

@@ -12,7 +12,7 @@ from compress.errors import UsageError
 from compress.models.loading import COMPANIONS, CONFIG, read_config
 from compress.report.card import Load
 from compress.shipping.layouts import Laid, Layout
-from compress.shipping.plain import copy, derive, set_longest, variant_of
+from compress.shipping.plain import copy_companions, derive, variant_of
 from compress.shipping.shipment import Shipment
 
 _SUFFIXES = (("int8", "_quantized"), ("int4", "_q4"), ("fp16", "_fp16"), ("bf16", "_bf16"))
@@ -36,9 +36,7 @@ class OnnxruntimeLayout(Layout):
 
     def write(self, shipment: Shipment, out: Path) -> Laid:
         source = shipment.artifact
-        companions = tuple(name for name in (CONFIG, *COMPANIONS) if name in source.manifest.files)
-        copy(source.path, out, companions)
-        set_longest(out, shipment)
+        companions = copy_companions(shipment, out)
         variants, left_out = [], [f"{step}: {why}" for step, why in shipment.lost.items()]
         taken: dict[str, str] = {}
         for step, artifact in self._models(shipment):

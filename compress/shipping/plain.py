@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from compress.artifact import MANIFEST, Artifact, Kind, PassRecord, create_artifact
 from compress.errors import ModelError, UsageError
+from compress.models.loading import COMPANIONS, CONFIG
 from compress.models.structure import STRUCTURE
 from compress.reading import read_json
 from compress.report.card import Variant
@@ -68,6 +69,14 @@ def copy(source: Path, out: Path, names: Iterable[str]) -> None:
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, out / name)
+
+
+def copy_companions(shipment: Shipment, out: Path) -> tuple[str, ...]:
+    """Copy configuration and tokenizer or preprocessor, let the tokenizer truncate as the run did; return the names."""
+    names = tuple(name for name in (CONFIG, *COMPANIONS) if name in shipment.artifact.manifest.files)
+    copy(shipment.artifact.path, out, names)
+    set_longest(out, shipment)
+    return names
 
 
 def variant_of(artifact: Artifact, step: str | None, file: str | None = None) -> Variant:

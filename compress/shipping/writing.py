@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from compress import verifying
-from compress.artifact import Artifact, is_manifest
+from compress.artifact import Artifact
 from compress.disk import hash_files, make_folder
 from compress.errors import UsageError
 from compress.report.card import CARD_NAME, Folder, Variant, render_card, render_plain_card
@@ -87,7 +87,7 @@ def _refuse_taken_names(artifact: Artifact) -> None:
         UsageError: it has one.
     """
     for name in artifact.manifest.files:
-        if name in (CARD_NAME, PROGRAM, verifying.SUMS) or name.split("/")[0] == RECORD or is_manifest(name):
+        if name in (CARD_NAME, PROGRAM, verifying.SUMS) or name.split("/")[0] == RECORD or verifying.is_manifest(name):
             raise UsageError(
                 "A file of the artifact has the name of one that belongs to an export.",
                 value=name,
